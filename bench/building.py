@@ -1,0 +1,97 @@
+"""From a stage to what it trains: the view, the objective from its starting weights, the parts from earlier stages."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from bench import methods, tokenizers
+from bench.backbones import Backbone, Transfer, part, transfer
+from bench.checkpoint import load_weights
+from bench.map_views import map_eval_view, map_train_view
+from bench.methods import Parts
+from bench.objective import Objective, classify, probe, segment
+from bench.seeds import derive, seed_all
+from bench.settings import read_settings
+from bench.spec import BenchError, Stage
+from bench.store import Run
+from bench.transforms import View, eval_view, train_view
+
+log = logging.getLogger(__name__)
+
+OWN = ("pretrain", "supervised")  # stages whose view and objective are the method's own
+
+
+def view(stage: Stage) -> View:
+    """What a stage learns from."""
+    assert stage.recipe is not None
+    if stage.kind in OWN:
+        return methods.load(stage.method).view(stage)
+    if stage.kind == "tokenizer":
+        return tokenizers.view(stage)
+    if stage.model.decoder:
+        return map_train_view(stage.recipe, stage.model, stage.protocol)
+    return train_view(stage.recipe, stage.model, stage.protocol)
+
+
+def scoring_view(stage: Stage) -> View:
+    """What a stage is scored on."""
+    return map_eval_view(stage.protocol) if stage.model.decoder else eval_view(stage.protocol)
+
+
+def objective(stage: Stage, run: Run) -> Objective:
+    """What a stage trains, at its starting weights: the seed's, and those of the stages it goes on from."""
+    parents = _parents(stage, run)
+    start = parents.pop("start", None)
+    built = _built(stage, {role: trained(parent) for role, parent in parents.items()})
+    if start is not None:
+        hand_over(start, built)
+    return built
+
+
+def trained(run: Run) -> Objective:
+    """The objective of a finished stage, with what it learned."""
+    stage = run.stage()
+    parts = {role: trained(parent) for role, parent in _parents(stage, run).items() if role != "start"}
+    built = _built(stage, parts)
+    built.load_trainable_state(load_weights(run.path("final", "model.safetensors")))
+    return built
+
+
+def hand_over(start: Run, into: Objective) -> Transfer:
+    """Start the backbone of an objective from what an earlier stage learned."""
+    backbone: Any = getattr(into, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise BenchError(f"{start.root.name} trained a transformer, which this stage's network is not")
+    report = transfer(part(load_weights(start.path("final", "model.safetensors")), "backbone"), backbone)
+    counts = {name: len(keys) for name, keys in report._asdict().items()}
+    log.info("weights from %s: %s", start.root.name, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    return report
+
+
+def _built(stage: Stage, parts: Parts) -> Objective:
+    """An objective from the weights that the stage's seed gives."""
+    assert stage.recipe is not None
+    seed_all(derive(stage.seed, "init", stage.kind))
+    model, recipe = stage.model, stage.recipe
+    if stage.kind in OWN:
+        return methods.load(stage.method).objective(stage, parts)
+    if stage.kind == "tokenizer":
+        return tokenizers.objective(stage)
+    if stage.kind == "probe":
+        return probe(model, layer=int(stage.options.get("layer", 0)))
+    if model.decoder:
+        return segment(model, recipe, ignore_label=stage.protocol.ignore_label)
+    return classify(model, recipe)
+
+
+def _parents(stage: Stage, run: Run) -> dict[str, Run]:
+    """The runs a stage starts from, by role, at the folders its launcher noted."""
+    if not stage.parents:
+        return {}
+    folders = read_settings(run).parents
+    missing = [key for key in stage.parents.values() if key not in folders]
+    if missing:
+        raise BenchError(f"{run.root}: launch.json names no folder for the earlier stage {missing[0]}")
+    return {role: Run(Path(folders[key])) for role, key in stage.parents.items()}

@@ -1,0 +1,19 @@
+"""From runs to a report: which arm is best, by how much, how sure that is, what it cost. Never imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.compare.report import Report, make
+from bench.spec import Plan
+
+__all__ = ["Report", "compare"]
+
+
+def compare(plan: Plan, results: Path, out: Path) -> Report:
+    """Write report.md, table.csv, report.json and figures/ of a study into `out`, from the runs under `results`.
+
+    A stage that is missing or failed is named in the report, which is then not `complete`. The same runs give the
+    same bytes. Raises BenchError when `out` cannot be written.
+    """
+    return make(plan, Path(results), Path(out))

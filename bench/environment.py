@@ -1,0 +1,101 @@
+"""What a run was computed with: commit, versions, devices, command line, a few chosen variables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import bench
+
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "pillow", "safetensors", "pandas")
+VARIABLES = (  # nothing else of the environment is ever stored: it may hold passwords
+    "BENCH_CACHE",
+    "BENCH_DATA_DIR",
+    "BENCH_HOME",
+    "BENCH_OUTPUT_DIR",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "LOCAL_RANK",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "RANK",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_ID",
+    "SLURM_NODELIST",
+    "SLURM_PROCID",
+    "SLURM_RESTART_COUNT",
+    "WORLD_SIZE",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Facts about this process, fit to be stored and shown. Names the GPUs when torch is loaded already."""
+    return {
+        "bench": bench.__version__,
+        "git": commit(),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "system": platform.platform(),
+        "host": socket.gethostname(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "devices": _devices(),
+        "command": shlex.join(sys.argv),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+@lru_cache(maxsize=1)
+def commit() -> dict[str, Any]:
+    """{"commit": hash or None, "dirty": whether files differ from it} of the source that runs."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    head, changed = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": head, "dirty": None if changed is None else bool(changed)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git here: the commit is unknown, and is stored as such
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that numbers depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _devices() -> list[str]:
+    """Names of the visible GPUs, asked of torch only where it is in memory: importing it takes seconds."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

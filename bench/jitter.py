@@ -1,0 +1,53 @@
+"""Colour jitter of a picture of which only a part will be used."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from PIL import Image, ImageEnhance, ImageStat
+from torchvision.transforms import ColorJitter
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class Jitter(NamedTuple):
+    """One draw: factors of brightness, contrast and saturation, 1 for no change, and their order."""
+
+    order: list[int]  # in which to change brightness 0, contrast 1, saturation 2
+    brightness: float
+    contrast: float
+    saturation: float
+
+
+def draw_jitter(strength: float) -> Jitter | None:
+    """Draw as torchvision's ColorJitter(strength, strength, strength) does; None for a strength of 0."""
+    if not strength:
+        return None
+    reach = [max(0.0, 1 - strength), 1 + strength]
+    order, brightness, contrast, saturation, _ = ColorJitter.get_params(reach, reach, reach, None)
+    return Jitter(order.tolist(), brightness, contrast, saturation)
+
+
+def jittered_cut(image: Image.Image, box: Box, jitter: Jitter | None) -> Image.Image:
+    """What ColorJitter and then a crop would give, pixel for pixel.
+
+    Brightness and saturation change each pixel by itself. Contrast needs the mean of the whole picture and after
+    that no pixel outside the box matters any more.
+    """
+    if jitter is None:
+        return image.crop(box)
+    for change in jitter.order:
+        if change == 0:
+            image = image.point(_towards(0, jitter.brightness))
+        elif change == 1:
+            mean = int(ImageStat.Stat(image.convert("L")).mean[0] + 0.5)
+            image = image.crop(box).point(_towards(mean, jitter.contrast))
+        elif change == 2:
+            image = ImageEnhance.Color(image).enhance(jitter.saturation)
+    return image
+
+
+def _towards(grey: int, factor: float) -> list[int]:
+    """Lookup table for RGB of Pillow's blend between a grey (factor 0) and the picture (factor 1)."""
+    ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
+    return list(Image.blend(Image.new("L", (256, 1), grey), ramp, factor).tobytes()) * 3

@@ -1,0 +1,21 @@
+"""ViT: supervised learning of labels, from scratch (P-ViT = arXiv 2010.11929). Numbers and sources: vit.toml."""
+
+from __future__ import annotations
+
+from bench.methods import Parts, View
+from bench.objective import Objective, classify
+from bench.spec import Stage
+from bench.transforms import train_view
+
+
+def view(stage: Stage) -> View:
+    """Augmented images with their labels."""
+    assert stage.recipe
+    return train_view(stage.recipe, stage.model, stage.protocol)
+
+
+def objective(stage: Stage, parts: Parts) -> Objective:
+    """A classifier from starting weights."""
+    assert stage.recipe
+    style, bias, representation = (stage.options[key] for key in ("initialisation", "head_bias", "representation"))
+    return classify(stage.model, stage.recipe, style=str(style), bias=float(bias), representation=bool(representation))
