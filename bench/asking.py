@@ -14,7 +14,7 @@ from bench.spec import TRAINED, Arm, BenchError, Study, unknown
 from bench.tasks import places, read_study, study_files, task_files
 from bench.values import from_environment, parse_set
 
-PRECISIONS = {"no": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names, and ours
+PRECISIONS = {"auto": "auto", "no": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names, and ours
 
 
 def request(selection: Selection) -> Request:
@@ -100,6 +100,6 @@ def _wishes(selection: Selection) -> Wishes:
     options = {}
     if selection.mixed_precision:
         if selection.mixed_precision not in PRECISIONS:
-            raise BenchError(f"--mixed-precision {selection.mixed_precision}: write no, bf16 or fp16")
+            raise BenchError(f"--mixed-precision {selection.mixed_precision}: write no, bf16, fp16 or auto")
         options = {f"{stage}.precision": PRECISIONS[selection.mixed_precision] for stage in TRAINED}
     return Wishes(from_environment(os.environ), options, dict(parse_set(text) for text in selection.set))

@@ -35,6 +35,8 @@ VARIABLES = (  # nothing else of the environment is ever stored: it may hold pas
     "SLURM_RESTART_COUNT",
     "WORLD_SIZE",
 )
+BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})  # of x86 processors, and of ARM's
+BF16_COMPUTE_CAPABILITY = 8.0  # of NVIDIA's GPUs: Ampere and later
 
 
 def environment() -> dict[str, Any]:
@@ -82,6 +84,22 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@lru_cache(maxsize=1)
+def computes_in_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 in hardware; elsewhere it is emulated, and slower than float32."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        if asked.returncode == 0 and asked.stdout.strip():
+            return all(float(number) >= BF16_COMPUTE_CAPABILITY for number in asked.stdout.split())
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        pass  # no GPU that says what it can do
+    try:
+        return not BF16_FLAGS.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
 
 
 def _cpu() -> str:

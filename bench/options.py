@@ -34,7 +34,7 @@ class Selection:
     budget: Annotated[str, Option(help="A budget of the task, or published: the papers' numbers.")] = ""
     seeds: Annotated[str, Option(help="Like 0,1,2.")] = ""
     set: Sets = field(default_factory=list)
-    mixed_precision: Annotated[str, Option(help="Of all stages: no, bf16 or fp16.")] = ""
+    mixed_precision: Annotated[str, Option(help="Of all stages: no, bf16, fp16, or auto: what is fast here.")] = ""
     data_dir: DataDirs = field(default_factory=list)
     unlabelled: Annotated[str, Option(help="A folder of pictures for learning without labels.")] = ""
     max_unreadable: Annotated[int, Option(min=0, help="Unreadable pictures that may be left out.")] = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from bench.environment import computes_in_bf16
 from bench.spec import COSMETIC, BenchError, Model, Recipe, Scalar, Stage, StageKind, Task, parse
 from bench.values import APART, Written
 
@@ -27,8 +28,11 @@ class Settled(NamedTuple):
         return found
 
     def recipe(self, published: bool = False) -> Recipe:
-        """The training recipe."""
-        return parse(Recipe, self.values("recipe", published), self.where)
+        """The training recipe, in a precision that the machine has where the recipe leaves that open."""
+        found = parse(Recipe, self.values("recipe", published), self.where)
+        if found.precision != "auto":
+            return found
+        return found.model_copy(update={"precision": "bf16" if computes_in_bf16() else "fp32"})
 
     def options(self) -> dict[str, Scalar]:
         """The method's own numbers, in the type of the published ones."""

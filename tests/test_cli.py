@@ -107,7 +107,7 @@ def test_precision_is_a_part_of_the_result() -> None:
         (["plan", *VIT, "--set", "supervised.epochs"], "write KEY=VALUE"),
         (["plan", *VIT, "--seeds", "0,0"], "--seeds 0,0"),
         (["plan", *VIT, "--seeds", "a"], "--seeds a"),
-        (["plan", *VIT, "--mixed-precision", "fp8"], "--mixed-precision fp8: write no, bf16 or fp16"),
+        (["plan", *VIT, "--mixed-precision", "fp8"], "--mixed-precision fp8: write no, bf16, fp16 or auto"),
         (["plan", *VIT, "--num-processes", "3"], "a batch of 50 does not divide among 3 processes"),
         (["plan", *VIT, "--limit", "-1"], "limit = -1"),
         (["plan", *VIT, "--unlabelled", "nowhere"], "--unlabelled nowhere: no such folder"),

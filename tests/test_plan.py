@@ -304,6 +304,17 @@ def test_tasks_are_found_where_include_and_bench_home_say(folder: Path, monkeypa
         places([folder / "nowhere"])
 
 
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_an_open_precision_is_decided_by_the_machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
+) -> None:
+    monkeypatch.setattr("bench.settled.computes_in_bf16", lambda: native)
+    stage = supervised(folder, Wishes(sets={"supervised.precision": "auto"}))
+    assert stage.recipe is not None
+    assert stage.recipe.precision == precision
+    assert stage.departures.get("recipe.precision") == (None if native else ("bf16", "fp32"))
+
+
 def test_values_are_read_as_toml_writes_them() -> None:
     assert parse_set("finetune.lr=2e-3") == ("finetune.lr", 0.002)
     assert parse_set(" a.b = [0.9, 0.95]") == ("a.b", [0.9, 0.95])
