@@ -95,7 +95,7 @@ class Recipe(Frozen):
     head_init_scale: NonNegative = 1.0
     model_ema: Fraction = 0.0  # decay of averaged weights, stored and scored apart; 0: off
     select: Literal["last", "best"] = "last"  # best: by minival, never by the split that is reported
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "bf16"  # auto: decided when planned, by what the machine has
     eval_every_epochs: NonNegative = 1.0  # 0: only at the end
     checkpoint_every_epochs: NonNegative = 1.0
 
