@@ -41,7 +41,7 @@ class _Views:
 
     def _look(self, draw: Draw) -> dict[str, Any]:
         seed_cpu(derive(self.seed, "view", draw.epoch, draw.image, draw.copy))
-        return self.view(self.source[draw.image])
+        return self.view(self.source[draw.image] | {"index": draw.image})
 
 
 def stack(seen: Sequence[Mapping[str, Any]], draws: Sequence[Draw]) -> Batch:

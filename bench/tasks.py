@@ -6,8 +6,9 @@ Looked for in `tasks/` beside the package, in BENCH_HOME/tasks, and in what --in
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import bench
 from bench.spec import BenchError, Study, Task, parse, read_toml, unknown
@@ -47,8 +48,34 @@ def read_task(name: str, where: Places) -> Task:
 
 
 def task_from(path: Path) -> Task:
-    """The task in a file; its name is the file's."""
-    return parse(Task, {**read_toml(path), "name": path.stem}, str(path))
+    """The task in a file; its name is the file's. `base` names a task of the same folder that it changes."""
+    return parse(Task, {**_with_base(path), "name": path.stem}, str(path))
+
+
+def _with_base(path: Path, over: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a task file, laid over those of the task that it is based on."""
+    values = read_toml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    beside = {file.stem: file for file in path.parent.glob("*.toml")}
+    if base not in beside or base in (path.stem, *over):
+        raise BenchError(
+            f"{path}: base = {base!r}: {unknown('other task', str(base), beside.keys() - {path.stem, *over})}"
+        )
+    return _laid_over(_with_base(beside[base], (path.stem, *over)), values)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged, other values replaced."""
+    both = {
+        key: _laid_over(below[key], above[key]) for key in below.keys() & above.keys() if _tables(below, above, key)
+    }
+    return {**below, **above, **both}
+
+
+def _tables(below: Mapping[str, Any], above: Mapping[str, Any], key: str) -> bool:
+    return isinstance(below[key], Mapping) and isinstance(above[key], Mapping)
 
 
 def read_study(name: str, where: Places) -> Study:

@@ -62,11 +62,17 @@ def small_plan(folder: Path, method: str, *, task: str = "small", only: str = ""
 
 def prepared(folder: Path, plan: Plan, *, processes: int = 1, micro: int | None = None) -> dict[str, Run]:
     """The run folders of a plan, ready for a worker: stage kind -> run."""
+    runs = ready(folder, plan, processes=processes, micro=micro)
+    return {stage.kind: runs[key] for key, stage in plan.stages.items()}
+
+
+def ready(folder: Path, plan: Plan, *, processes: int = 1, micro: int | None = None) -> dict[str, Run]:
+    """The run folders of a plan, ready for a worker: key -> run."""
     runs = {key: Run.open(folder / "runs", stage) for key, stage in plan.stages.items()}
     execution = local.Execution(num_processes=processes, devices="cpu", micro_batch_size=micro)
     for key, stage in plan.stages.items():
         local._prepare(stage, runs[key], runs, local.Slot((), 1), execution)
-    return {stage.kind: runs[key] for key, stage in plan.stages.items()}
+    return runs
 
 
 def last_trained(plan: Plan) -> Stage:

@@ -19,6 +19,7 @@ from bench.spec import (
     read_toml,
     unknown,
 )
+from bench.tasks import task_from
 
 
 def stage(**changes: object) -> Stage:
@@ -118,3 +119,30 @@ def test_a_hash_does_not_depend_on_the_order_of_keys() -> None:
 def test_a_stage_comes_back_from_its_json() -> None:
     there = stage(departures={"recipe.betas": ([0.9, 0.95], [0.9, 0.999])})
     assert Stage.model_validate_json(there.model_dump_json()) == there
+
+
+def test_a_task_may_be_another_one_with_changes(tmp_path: Path) -> None:
+    (tmp_path / "first.toml").write_text(TASK_WITH_TABLES)
+    (tmp_path / "second.toml").write_text('base = "first"\nimage_size = 64\n[protocol]\nresolution = 64\n')
+    first, second = task_from(tmp_path / "first.toml"), task_from(tmp_path / "second.toml")
+    assert (second.image_size, second.protocol.resolution, second.protocol.crop_ratio) == (64, 64, 0.5)
+    assert second.splits == first.splits
+    assert (first.image_size, first.name, second.name) == (48, "first", "second")
+
+
+@pytest.mark.parametrize("base", ["second", "nowhere"])
+def test_a_base_that_is_not_there_or_is_itself_is_refused(tmp_path: Path, base: str) -> None:
+    (tmp_path / "first.toml").write_text(TASK_WITH_TABLES)
+    (tmp_path / "second.toml").write_text(f'base = "{base}"\n')
+    with pytest.raises(BenchError, match=f"base = '{base}': no other task '{base}'; there is first"):
+        task_from(tmp_path / "second.toml")
+
+
+TASK_WITH_TABLES = """
+dataset = "demo"
+image_size = 48
+splits = { train = "train", val = "val" }
+[protocol]
+resolution = 48
+crop_ratio = 0.5
+"""

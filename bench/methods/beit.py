@@ -18,21 +18,29 @@ from torch import Tensor, nn
 from bench.backbones import Backbone
 from bench.backbones import build as build_backbone
 from bench.initialisation import initialise
+from bench.kept_words import KeptWords, kept_words
 from bench.masking import Masking
 from bench.masking import build as build_masking
 from bench.methods import Parts, View
 from bench.objective import Batch, Objective, arrays, count
+from bench.seeds import derive, forked
 from bench.spec import BenchError, Model, Scalar, Stage, unknown
 from bench.tokenizers import DalleTokenizer, Tokenizer, TrainTokenizer, check_agreement, told
 from bench.transforms import to_unit, two_views
 
 RECOVER = ("hidden", "all")
+VIEWS = ("random", "fixed")
 
 
 def view(stage: Stage) -> View:
     """Two sizes of one crop, for the student and for the tokenizer, and which patches are hidden."""
     assert stage.recipe
-    return HidingView(two_views(stage.recipe, stage.model, stage.protocol), masking(stage.model, stage.options))
+    if stage.options["views"] not in VIEWS:
+        raise unknown("pretrain.options.views", str(stage.options["views"]), VIEWS)
+    seen: View = two_views(stage.recipe, stage.model, stage.protocol)
+    if stage.options["views"] == "fixed":
+        seen = FixedView(seen, stage.seed)
+    return HidingView(seen, masking(stage.model, stage.options))
 
 
 def masking(model: Model, options: dict[str, Scalar]) -> Masking:
@@ -44,6 +52,18 @@ def masking(model: Model, options: dict[str, Scalar]) -> Masking:
         block_min_fraction=float(options["block_min_fraction"]),
         block_max_fraction=float(options["block_max_fraction"]),
     )
+
+
+@dataclass(frozen=True)
+class FixedView:
+    """Another view, seen alike in every epoch: crop, flip and colours belong to the image alone."""
+
+    view: View
+    seed: int
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        with forked(derive(self.seed, "fixed view", sample["index"])):
+            return self.view(sample)
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,18 @@ def objective(stage: Stage, parts: Parts) -> Objective:
     everything = options["recover"] == "all"
     if options["tokenizer"] == "none":
         return RecoverPixels(backbone, patch_size=stage.model.patch_size, everything=everything)
-    return RecoverWords(backbone, tokenizer(stage, parts), everything=everything)
+    found = tokenizer(stage, parts)
+    return RecoverWords(backbone, found, everything=everything, kept=_kept(stage, found))
+
+
+def _kept(stage: Stage, found: Tokenizer) -> KeptWords | None:
+    """Where the words are kept, if images are always seen alike."""
+    if stage.options["views"] != "fixed":
+        return None
+    recipe, model = stage.identity()["recipe"], stage.model
+    seen = [recipe[name] for name in ("crop_scale", "crop_ratio", "flip", "color_jitter", "interpolation")]
+    seen += [model.image_size, model.patch_size, stage.seed, found.precision, stage.protocol.decoder]
+    return kept_words(found, stage.data["train"], seen, model.grid**2)
 
 
 def tokenizer(stage: Stage, parts: Parts) -> Tokenizer:
@@ -125,8 +156,11 @@ class RecoverWords(Recover):
     frozen = ("tokenizer",)
     tokenizer: Tokenizer
 
-    def __init__(self, backbone: Backbone, tokenizer: Tokenizer, *, everything: bool) -> None:
+    def __init__(
+        self, backbone: Backbone, tokenizer: Tokenizer, *, everything: bool, kept: KeptWords | None = None
+    ) -> None:
         super().__init__(backbone, tokenizer.words, everything=everything)
+        self.kept = kept
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self._checked, self._seen = tokenizer.precision == "fp32", torch.empty(0)
         self.freeze()
@@ -141,6 +175,8 @@ class RecoverWords(Recover):
         images = to_unit(batch["token_image"])
         if not self._checked:
             self._seen = images
+        if self.kept:
+            return self.kept(batch["index"], lambda: self.tokenizer.encode(images)).to(images.device)
         return self.tokenizer.encode(images)
 
     def after_step(self, progress: float) -> None:

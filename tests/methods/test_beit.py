@@ -11,7 +11,8 @@ from bench import methods, tokenizers
 from bench.masking import BlockMasking
 from bench.methods import beit
 from bench.methods.beit import RecoverPixels, RecoverWords
-from bench.spec import BenchError, Model, Protocol, Recipe, Stage
+from bench.seeds import seed_cpu
+from bench.spec import BenchError, Data, Model, Protocol, Recipe, Stage
 from bench.tokenizers import TrainTokenizer
 
 SMALL = Model(trunk="beit", width=24, depth=2, heads=3, image_size=32, patch_size=8)
@@ -240,3 +241,52 @@ def test_pictures_show_what_is_hidden_and_what_the_words_say():
 
 def test_pixels_have_no_words_to_show():
     assert set(objective("pixels").pictures(batch("pixels"))) == {"image", "hidden"}
+
+
+def with_data(images=4, **options):
+    data = Data(dataset="demo", split="pretrain", identity="these", images=images)
+    return stage(**options).model_copy(update={"data": {"train": data}})
+
+
+def test_fixed_views_show_an_image_alike_and_hide_other_patches():
+    view = beit.view(with_data(views="fixed"))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    seen = []
+    for epoch in range(2):
+        seed_cpu(epoch)
+        seen.append(view({"image": picture, "label": -1, "index": 3}))
+    for name in ("image", "token_image"):
+        assert torch.equal(seen[0][name], seen[1][name])
+    assert not torch.equal(seen[0]["hidden"], seen[1]["hidden"])
+    other = view({"image": picture, "label": -1, "index": 4})
+    assert not torch.equal(seen[0]["image"], other["image"])
+
+
+def test_words_of_fixed_views_are_looked_up_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    asked = with_data(views="fixed")
+    ours = beit.objective(asked, {"tokenizer": trained_tokenizer()})
+    given = batch() | {"index": torch.tensor([2, 0, 3, 1])}
+    first = ours.words(given)
+    assert torch.equal(first, ours.tokenizer.encode(given["token_image"].float() / 255))
+    again = beit.objective(asked, {"tokenizer": trained_tokenizer()})
+    monkeypatch.setattr(again.tokenizer, "encode", lambda images: pytest.fail("looked at an image twice"))
+    assert torch.equal(again.words(given), first)
+    (file,) = (tmp_path / "words").glob("*.npy")
+    assert np.load(file).dtype == np.uint16
+
+
+def test_words_of_another_tokenizer_are_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    given = batch() | {"index": torch.arange(4)}
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        trained = tokenizers.objective(stage(kind="tokenizer", words=16, width=16))
+        ours = beit.objective(with_data(views="fixed"), {"tokenizer": trained})
+        assert torch.equal(ours.words(given), ours.tokenizer.encode(given["token_image"].float() / 255))
+    assert len(list((tmp_path / "words").glob("*.npy"))) == 2
+
+
+def test_a_view_that_does_not_exist_is_refused():
+    with pytest.raises(BenchError, match=r"no pretrain.options.views 'frozen'; there is fixed, random"):
+        beit.view(stage(views="frozen"))
