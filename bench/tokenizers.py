@@ -11,6 +11,7 @@ logit-Laplace likelihood; its temperature falls and its ramp rises over fraction
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -18,6 +19,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.objective import Batch, Objective, arrays, count
@@ -29,7 +31,15 @@ Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS = get_args(Precision)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 AGREEMENT = 0.999  # share of words that a reduced precision must leave as they are
+EDGE = 0.1  # of [0, 1], in which DALL-E's likelihood has no pixels
 DALLE = "facebook/flava-image-codebook"  # DALL-E's encoder on the Hugging Face hub
+CONVERT = (
+    "convert it once where you trust it, with OpenAI's package beside torch (pip install dall-e):\n"
+    '  python -c "import torch; from safetensors.torch import save_file; '
+    "e = torch.load('encoder.pkl', 'cpu', weights_only=False); "
+    "save_file({k: v.float().contiguous() for k, v in e.state_dict().items()}, 'encoder.safetensors')\"\n"
+    "and name encoder.safetensors instead"
+)
 
 
 class Tokenizer(nn.Module):
@@ -109,8 +119,16 @@ class DalleTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, name: str) -> DalleTokenizer:
-        """From a folder or a name on the hub. BenchError says what to fetch when it cannot be had."""
+        """From a folder, a name on the hub, or OpenAI's encoder as safetensors.
+
+        BenchError says what to fetch when it cannot be had, and how to convert OpenAI's pickle.
+        """
         from transformers import FlavaImageCodebook
+
+        if name.endswith(".pkl"):
+            raise BenchError(f"tokenizer {name!r} is a pickle, which may run any code when it is read; {CONVERT}")
+        if name.endswith(".safetensors"):
+            return cls(_openai(Path(name)))
 
         advice = (
             f"Without a network: run `hf download {DALLE} --local-dir FOLDER` on a machine that has one, "
@@ -127,11 +145,48 @@ class DalleTokenizer(Tokenizer):
         return cls(codebook)
 
     def features(self, images: Tensor) -> Tensor:
-        """Pixels are first moved into [0.1, 0.9], off the ends of DALL-E's likelihood."""
-        return self.blocks.output.relu(self.blocks[:-1](0.8 * images + 0.1))
+        return self.blocks.output.relu(self.blocks[:-1](to_likelihood(images)))
 
     def scores(self, features: Tensor) -> Tensor:
         return self.blocks.output.conv(features)
+
+
+def _openai(path: Path) -> nn.Module:
+    """transformers' codebook from the weights of OpenAI's encoder under its own names (golden g08)."""
+    from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+
+    if not path.is_file():
+        raise BenchError(f"tokenizer {str(path)!r}: no such file")
+    weights = load_file(path)
+    blocks = {tuple(name.split(".")[1:3]) for name in weights if name.startswith("blocks.group_")}
+    try:
+        config = FlavaImageCodebookConfig(
+            num_groups=len({group for group, _ in blocks}),
+            num_blocks_per_group=len({block for _, block in blocks}),
+            hidden_size=len(weights["blocks.input.w"]),
+            vocab_size=len(weights["blocks.output.conv.w"]),
+        )
+        codebook = FlavaImageCodebook(config)
+        codebook.load_state_dict({_flava_name(name): value for name, value in weights.items()})
+    except (KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise BenchError(f"tokenizer {str(path)!r} is not DALL-E's encoder: {str(error).splitlines()[0]}") from None
+    return codebook
+
+
+def _flava_name(name: str) -> str:
+    """blocks.group_1.block_1.res_path.conv_1.w -> blocks.group_1.group.block_1.res_path.path.conv_1.weight"""
+    name = re.sub(r"^blocks\.(group_\d+)\.", r"blocks.\1.group.", name.replace("res_path.", "res_path.path."))
+    return re.sub(r"\.b$", ".bias", re.sub(r"\.w$", ".weight", name))
+
+
+def to_likelihood(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] moved into [0.1, 0.9], off the ends of DALL-E's likelihood. Source: dall_e/utils.py."""
+    return (1 - 2 * EDGE) * images + EDGE
+
+
+def from_likelihood(images: Tensor) -> Tensor:
+    """The way back, for pictures that DALL-E's decoder draws."""
+    return ((images - EDGE) / (1 - 2 * EDGE)).clamp(0, 1)
 
 
 class Residual(nn.Module):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig, ViTConfig, ViTModel
 
 from bench import tokenizers
@@ -257,3 +258,17 @@ def test_without_a_network_the_error_says_what_to_download(monkeypatch, tmp_path
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BenchError, match="hf download facebook/flava-image-codebook --local-dir FOLDER"):
         DalleTokenizer.load("facebook/flava-image-codebook")
+
+
+def test_openais_pickle_is_refused_with_the_conversion_that_helps():
+    with pytest.raises(BenchError, match="is a pickle, which may run any code") as error:
+        DalleTokenizer.load("encoder.pkl")
+    assert "torch.load('encoder.pkl', 'cpu', weights_only=False)" in str(error.value)
+
+
+def test_other_safetensors_are_not_taken_for_dalles(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(BenchError, match="is not DALL-E's encoder"):
+        DalleTokenizer.load(str(tmp_path / "other.safetensors"))
+    with pytest.raises(BenchError, match="no such file"):
+        DalleTokenizer.load(str(tmp_path / "missing.safetensors"))

@@ -1,19 +1,28 @@
 """DALL-E's encoder: the words of the authors' code, from recorded weights of a small one."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from recorded import arrays, near, number, read
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
-from bench.tokenizers import DalleTokenizer
+from bench.tokenizers import DalleTokenizer, from_likelihood, to_likelihood
+
+GOLDEN = "g08_dvae"
+PIXELS = "pixels_uint8_"
 
 
 @pytest.fixture
-def tokenizer(golden):
-    folder = golden / "g08_dvae"
-    config = json.loads((folder / "config.json").read_text())
+def folder(golden):
+    return golden / GOLDEN
+
+
+@pytest.fixture
+def config(folder):
+    return read(folder / "config.json")
+
+
+@pytest.fixture
+def tokenizer(folder, config):
     codebook = FlavaImageCodebook(
         FlavaImageCodebookConfig(
             num_groups=config["group_count"],
@@ -22,27 +31,47 @@ def tokenizer(golden):
             vocab_size=config["vocab_size"],
         )
     )
-    names = json.loads((folder / "key_map_to_transformers_flava.json").read_text())["map"]
-    weights = load_file(folder / "encoder_params.safetensors")
+    names = read(folder / "key_map_to_transformers_flava.json")["map"]
+    weights = arrays(folder / "encoder_params.safetensors")
     codebook.load_state_dict({names[name]: value for name, value in weights.items()})
     return DalleTokenizer(codebook).eval()
 
 
 @pytest.fixture
-def arrays(golden):
-    folder = golden / "g08_dvae"
-    return load_file(folder / "inputs.safetensors") | load_file(folder / "outputs.safetensors")
-
-
-@pytest.mark.parametrize("size", ["112", "small"])
-def test_words_are_exact(tokenizer, arrays, size):
-    images = arrays[f"pixels_uint8_{size}"].float() / 255
-    assert torch.equal(tokenizer.encode(images), arrays[f"tokens_{size}"].flatten(1).long())
+def images(folder):
+    """Images in [0, 1] by the name of their size."""
+    inputs = arrays(folder / "inputs.safetensors")
+    found = {name.removeprefix(PIXELS): value.float() / 255 for name, value in inputs.items() if name.startswith(PIXELS)}
+    assert found
+    return found
 
 
 @torch.no_grad()
-def test_logits(tokenizer, arrays):
-    images = arrays["pixels_uint8_112"][:1].float() / 255
-    torch.testing.assert_close(
-        tokenizer.logits(images), arrays["logits_112_first"].view(1, -1, 14, 14), atol=5e-5, rtol=0
-    )
+def test_words_are_exact_and_won_by_the_recorded_margin(folder, config, tokenizer, images):
+    path = folder / "outputs.safetensors"
+    recorded = arrays(path)
+    assert tokenizer.stride == config["downsample"] and tokenizer.words == config["vocab_size"]
+    for size, batch in images.items():
+        assert torch.equal(tokenizer.encode(batch), recorded[f"tokens_{size}"].flatten(1).long()), size
+        best, second = tokenizer.logits(batch).topk(2, dim=1).values.unbind(1)
+        near(best - second, path, f"token_margin_{size}", "words")
+        smallest = torch.tensor(config[f"min_margin_{size}"])
+        number((best - second).min().item(), path, f"token_margin_{size}", "words", expected=smallest)
+
+
+@torch.no_grad()
+def test_logits(folder, tokenizer, images):
+    path = folder / "outputs.safetensors"
+    recorded = [name for name in arrays(path) if name.startswith("logits_")]
+    assert recorded
+    for name in recorded:
+        size, first = name.removeprefix("logits_").removesuffix("_first"), name.endswith("_first")
+        near(tokenizer.logits(images[size][:1] if first else images[size]), path, name, "words")
+
+
+def test_pixels_are_moved_off_the_ends_of_the_likelihood_and_back(folder, config, images):
+    path = folder / "outputs.safetensors"
+    first = next(batch for batch in images.values() if batch.shape[-1] == arrays(path)["mapped_pixels_first_row"].shape[-1])
+    near(to_likelihood(first)[0, :, 0], path, "mapped_pixels_first_row", "mixed")
+    near(from_likelihood(arrays(folder / "inputs.safetensors")["unmap_in"]), path, "unmapped", "mixed")
+    assert to_likelihood(torch.zeros(1)).item() == pytest.approx(config["logit_laplace_eps"])
