@@ -6,31 +6,95 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from bench.evaluating import Asked
 from bench.launch.local import Execution
 from bench.layers import Wishes
-from bench.options import Machine, Selection
+from bench.options import Machine, Selection, Weights
 from bench.plan import Request
-from bench.spec import TRAINED, Arm, BenchError, Study, unknown
+from bench.spec import HUB, TRAINED, Arm, BenchError, Plan, Study, unknown
+from bench.store import read_plan, studies
 from bench.tasks import places, read_study, study_files, task_files
+from bench.toy import toy
 from bench.values import from_environment, parse_set
 
-PRECISIONS = {"auto": "auto", "no": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names, and ours
+PRECISIONS = {"no": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "auto": "auto"}  # accelerate's, and ours
 
 
-def request(selection: Selection) -> Request:
-    """What a selection asks to be planned. BenchError for options that contradict or miss one another."""
+def request(selection: Selection, output: Path = Path("results")) -> Request:
+    """What a selection asks to be planned. BenchError for options that contradict or miss one another.
+
+    output: where a run is looked for that start_from names.
+    """
     where = places(selection.include)
     if selection.unlabelled and not Path(selection.unlabelled).is_dir():
         raise BenchError(f"--unlabelled {selection.unlabelled}: no such folder")
-    return Request(
+    asked = Request(
         study=_study(selection, where),
         places=where,
         wishes=_wishes(selection),
-        roots=_roots(selection.data_dir, task_files(where)),
+        roots=roots(selection.data_dir, task_files(where)),
         unlabelled=selection.unlabelled,
         max_unreadable=selection.max_unreadable,
         limit=selection.limit,
+        output=output,
+        labels=selection.labels,
+        allow_incomplete=selection.allow_incomplete,
     )
+    if selection.scale not in ("", "toy"):
+        raise BenchError(f"--scale {selection.scale}: there is toy; without it every study runs as it is written")
+    asked = toy(asked) if selection.scale else asked
+    return asked._replace(study=_more_seeds(asked.study, selection.add_seeds, output)) if selection.add_seeds else asked
+
+
+def _more_seeds(study: Study, number: int, output: Path) -> Study:
+    """A study with more seeds than it was last run with under `output`, or than it is written with."""
+    if study.name in studies(output):
+        before = read_plan(output, study.name).study
+        if _but_seeds(before) == _but_seeds(study):
+            study = before
+
+    def more(seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return (*seeds, *range(max(seeds) + 1, max(seeds) + 1 + number))
+
+    arms = [arm.model_copy(update={"seeds": more(arm.seeds)}) if arm.seeds else arm for arm in study.arms]
+    return study.model_copy(update={"seeds": more(study.seeds), "arms": tuple(arms)})
+
+
+def _but_seeds(study: Study) -> Study:
+    arms = tuple(arm.model_copy(update={"seeds": None}) for arm in study.arms)
+    return study.model_copy(update={"seeds": (), "arms": arms})
+
+
+def weighed(weights: Weights, output: Path) -> Asked:
+    """Which evaluations of weights are asked for. BenchError for a protocol or precision that there is not."""
+    if weights.protocol not in ("task", "card"):
+        raise unknown("protocol", weights.protocol, ["task", "card"])
+    precision = PRECISIONS.get(weights.mixed_precision, "auto")
+    if precision == "auto":
+        raise BenchError(f"--mixed-precision {weights.mixed_precision}: write no, bf16 or fp16")
+    where = places(weights.include)
+    return Asked(
+        sources=tuple(weights.checkpoint),
+        task=weights.task,
+        places=where,
+        protocol="card" if weights.protocol == "card" else "task",
+        precision=precision,
+        partial=weights.partial,
+        roots=roots(weights.data_dir, task_files(where)),
+        limit=weights.limit,
+        max_unreadable=weights.max_unreadable,
+        allow_incomplete=weights.allow_incomplete,
+        output=output,
+        name=weights.name,
+    )
+
+
+def check_starts(plan: Plan, output: Path) -> None:
+    """BenchError when weights from outside do not fit the stage that starts from them. Loads torch if there are any."""
+    if any(stage.start for stage in plan.stages.values()):
+        from bench.adopting import check_starts as check
+
+        check(plan.stages.values(), output)
 
 
 def execution(machine: Machine, max_unreadable: int = 0) -> Execution:
@@ -84,7 +148,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def _roots(texts: list[str], known: Collection[str]) -> dict[str, str]:
+def roots(texts: list[str], known: Collection[str]) -> dict[str, str]:
     """--data-dir PATH for every task, or TASK=PATH for one; else what BENCH_DATA_DIR says."""
     found: dict[str, str] = {}
     for text in texts or filter(None, [os.environ.get("BENCH_DATA_DIR")]):
@@ -92,7 +156,8 @@ def _roots(texts: list[str], known: Collection[str]) -> dict[str, str]:
         named = bool(equals) and os.sep not in task  # a path may hold an equals sign, a task's name no separator
         if named and task not in known:
             raise BenchError(f"--data-dir {text}: {unknown('task', task, known)}")
-        found[task if named else ""] = str(Path(path if named else text).expanduser().absolute())
+        place = path if named else text
+        found[task if named else ""] = place if place.startswith(HUB) else str(Path(place).expanduser().absolute())
     return found
 
 

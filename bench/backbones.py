@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers import LayerNorm
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -136,8 +137,9 @@ def build(model: Model, recipe: Recipe | None = None, *, hides: bool = False, no
     size = {"embed_dim": model.width, "depth": model.depth, "num_heads": model.heads}
     drop = {"pos_drop_rate": recipe.dropout, "proj_drop_rate": recipe.dropout, "attn_drop_rate": recipe.attn_dropout}
     common = {**shape, **size, **drop, "drop_path_rate": recipe.drop_path, "init_values": model.layer_scale or None}
+    more: dict[str, Any] = {"mlp_ratio": model.mlp_ratio, "norm_layer": partial(LayerNorm, eps=model.norm_eps)}
     _check(model)
-    trunk = _beit(model, common) if model.trunk == "beit" else _vit(model, common)
+    trunk = (_beit if model.trunk == "beit" else _vit)(model, common | more)
     backbone = Backbone(own_drop_paths(trunk), hides=hides, norm=norm)
     backbone.init_std = model.init_std
     return backbone
@@ -208,9 +210,10 @@ def transfer(state: dict[str, Tensor], into: Backbone) -> Transfer:
     """Start `into` from the weights of an earlier stage's backbone, as the authors hand over.
 
     A relative bias shared by all blocks is cloned into each block that has its own; positions are resized to the new
-    grid; the mask token and a norm that nothing reads any more stay behind.
+    grid; the mask token stays behind, and so does the final norm where the new stage pools by mean: the norm of its
+    head (fc_norm) begins anew, with the authors of BEiT, data2vec and MAE as well.
     Raises BenchError for tensors that have no place in `into`, that are missing, or of another shape.
-    Source: BEiT run_class_finetuning.py.
+    Source: BEiT and data2vec run_class_finetuning.py, MAE main_finetune.py.
     """
     wanted = into.state_dict()
     state, shared = _unshare(state, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from bench.objective import Objective, classify, probe, segment
 from bench.seeds import derive, seed_all
 from bench.settings import read_settings
 from bench.spec import BenchError, Stage
-from bench.store import Run
+from bench.store import Run, write_json
 from bench.transforms import View, eval_view, train_view
 
 log = logging.getLogger(__name__)
 
+ADOPTED = "start.json"  # in a run that starts from weights from outside: what became of every tensor
 OWN = ("pretrain", "supervised")  # stages whose view and objective are the method's own
 
 
@@ -47,6 +49,12 @@ def objective(stage: Stage, run: Run) -> Objective:
     built = _built(stage, {role: trained(parent) for role, parent in parents.items()})
     if start is not None:
         hand_over(start, built)
+    if stage.start is not None:
+        from bench.adopting import adopt
+
+        adopted = adopt(stage, built, output=run.root.parent.parent)
+        if os.environ.get("RANK", "0") == "0":  # the others did the same
+            write_json(run.path(ADOPTED), adopted._asdict())
     return built
 
 
@@ -57,6 +65,23 @@ def trained(run: Run) -> Objective:
     built = _built(stage, parts)
     built.load_trainable_state(load_weights(run.path("final", "model.safetensors")))
     return built
+
+
+def scored(stage: Stage, run: Run) -> Objective:
+    """What an evaluation scores: the stage before it, or weights from outside, which must be those of the plan."""
+    if stage.start is None:
+        return trained(_parents(stage, run)["model"])
+    from bench import hub
+    from bench.locate import locate
+
+    root = stage.start.root
+    found = locate(root if root and Path(root).exists() else stage.start.id, run.root.parent.parent)
+    if found.digest != stage.start.digest:
+        raise BenchError(
+            f"{found.path} holds other weights (sha256 {found.digest[:12]}) than when the evaluation was planned "
+            f"({stage.start.digest[:12]}); run the command again"
+        )
+    return hub.objective(hub.read(found.path, partial=bool(stage.options.get("partial", False))))
 
 
 def hand_over(start: Run, into: Objective) -> Transfer:

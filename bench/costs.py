@@ -13,7 +13,9 @@ from typing import NamedTuple
 from bench.settled import steps_of
 from bench.spec import Model, Stage
 
+Layer = tuple[int, int, int, int, bool]  # channels in and out, sides of the kernel and of the picture, bias or norm
 CONVNET = "timm:"
+SETR_CHANNELS, AUXILIARY_CHANNELS = 256, 256
 DALLE_WORDS = 8192  # P-DALL-E section 2.1
 BACKWARD = 2  # a backward pass in forward passes
 ADAM_BYTES = 16  # per trained parameter: weight, gradient, two moments, in fp32
@@ -42,7 +44,7 @@ def cost(stage: Stage, stages: Mapping[str, Stage]) -> Cost:
     """The cost of a stage of a plan; `stages` holds those it starts from."""
     if stage.recipe is None:
         images = stage.data["val"].images
-        net = network(stages[stage.parents["model"]], stages)
+        net = network(stages[stage.parents["model"]] if stage.parents else stage, stages)
         return Cost(0, images, net.parameters, images * net.flops, _memory(stage, net, 64, trains=False), 4e3 * images)
     steps = steps_of(stage)
     images = steps * stage.recipe.batch_size
@@ -57,8 +59,35 @@ def cost(stage: Stage, stages: Mapping[str, Stage]) -> Cost:
 def helpers(stage: Stage, stages: Mapping[str, Stage]) -> float:
     """Operations per image of the networks that are only asked: teacher, tokenizer, the slow copy of the student."""
     asked = [stages[stage.parents[role]] for role in ("teacher", "tokenizer") if role in stage.parents]
-    total = sum(_answer(other, stages).flops for other in asked)
+    total = sum(_answer(other, stages).flops for other in asked) + _published(stage)
     return total + (trunk(stage.model).flops if _has_slow_copy(stage) else 0.0)
+
+
+def _published(stage: Stage) -> float:
+    """Operations per image of a tokenizer or teacher whose weights come from outside."""
+    name = str(stage.options.get("tokenizer", "none"))
+    if stage.kind == "pretrain" and name not in ("none", "trained"):
+        return dalle(stage.model.grid).flops
+    name = str(stage.options.get("teacher", "stage"))
+    if stage.kind == "supervised" and name != "stage" and stage.options.get("distillation") != "none":
+        return _convnet(name, stage.model.classes, stage.model.image_size).flops
+    return 0.0
+
+
+def dalle(grid: int) -> Network:
+    """DALL-E's encoder for grid x grid words: four groups of two blocks, each wider and at half the side.
+
+    Source: openai/DALL-E, encoder.py (group_count 4, n_hid 256, n_blk_per_group 2).
+    """
+    width, side = 256, 8 * grid
+    layers: list[Layer] = [(3, width, 7, side, True)]
+    for group in range(4):
+        out, before = width << group, width << max(group - 1, 0)
+        for block, into in enumerate((before, out)):
+            inner, at = out // 4, side >> group
+            layers += [(into, inner, 3, at, True), *[(inner, inner, 3, at, True)] * 2, (inner, out, 1, at, True)]
+            layers += [(into, out, 1, at, True)] if block == 0 and into != out else []
+    return _convolutional([*layers, (8 * width, DALLE_WORDS, 1, grid, True)])
 
 
 def network(stage: Stage, stages: Mapping[str, Stage]) -> Network:
@@ -78,14 +107,17 @@ def trunk(model: Model) -> Network:
     tokens = patches + (2 if model.distilled else 1)
     table = ((2 * model.grid - 1) ** 2 + 3) * model.heads
     qkv_bias = (2 if model.trunk == "beit" else 3) * width  # BEiT's keys have none
-    block = 12 * width**2 + qkv_bias + 10 * width  # qkv, projection, two layers of the MLP; their biases; two norms
+    wide = round(model.mlp_ratio * width)
+    block = 4 * width**2 + 2 * wide * width  # qkv, projection, two layers of the MLP
+    block += qkv_bias + 2 * width + wide + 4 * width  # their biases; two norms
     block += 2 * width if model.layer_scale else 0
     block += table if model.position == "relative" else 0
     parameters = model.depth * block + 3 * model.patch_size**2 * width + width  # and the patch projection
     parameters += (2 if model.distilled else 1) * width  # class and distillation token
     parameters += tokens * width if model.position == "absolute" else 0
     parameters += table if model.position == "shared-relative" else 0
-    flops = model.depth * (24 * tokens * width**2 + 4 * tokens**2 * width) + 6 * patches * model.patch_size**2 * width
+    flops = model.depth * tokens * width * (8 * width + 4 * wide + 4 * tokens)
+    flops += 6 * patches * model.patch_size**2 * width
     return Network(parameters, float(flops))
 
 
@@ -99,12 +131,44 @@ def _head(stage: Stage, stages: Mapping[str, Stage]) -> Network:
         hidden = model.grid**2 * (1.0 if every else float(stage.options.get("hidden_fraction", 0.5)))
         return Network(width + norm + (width + 1) * out, 2 * hidden * width * out)  # with the mask token
     if model.decoder:
-        per_pixel = 2 * width * model.classes * model.grid**2
-        return Network(norm + (width + 1) * model.classes, float(per_pixel))
+        return _convolutional(_upernet(model)) if model.decoder == "upernet" else _from_last_block(model)
     heads = 2 if model.distilled else 1
     before = width if stage.options.get("representation") else 0  # a layer of its own before the classifier
     parameters = norm + (width + 1) * before + heads * (width + 1) * model.classes
     return Network(parameters, 2.0 * width * (before + heads * model.classes))
+
+
+def _from_last_block(model: Model) -> Network:
+    """Norm, SETR's convolutions with a norm each, and a linear layer for every pixel that they give."""
+    width, side, channels = model.width, model.grid, model.width
+    layers: list[Layer] = []
+    if model.decoder == "setr-pup":
+        for step in range((model.patch_size - 1).bit_length()):
+            layers.append((channels, SETR_CHANNELS, 3, model.grid << step, False))
+            channels, side = SETR_CHANNELS, model.grid << step + 1
+    found = _convolutional([*layers, (channels, model.classes, 1, side, True)])
+    return found._replace(parameters=found.parameters + 2 * width)
+
+
+def _upernet(model: Model) -> list[Layer]:
+    """The layers of bench/decoders.py, the auxiliary head among them. A transposed convolution sees 1 of 4 pixels."""
+    width, sides = model.width, [model.image_size // stride for stride in (4, 8, 16, 32)]
+    pooled: list[Layer] = [(width, width, 1, side, False) for side in (1, 2, 3, 6)]
+    joins: list[Layer] = [(5 * width, width, 3, sides[3], False), (4 * width, width, 3, sides[0], False)]
+    levels: list[Layer] = [(width, width, kernel, side, False) for kernel in (1, 3) for side in sides[:3]]
+    heads: list[Layer] = [(width, model.classes, 1, sides[0], True), (width, AUXILIARY_CHANNELS, 3, sides[2], False)]
+    heads.append((AUXILIARY_CHANNELS, model.classes, 1, sides[2], True))
+    doublings = [model.grid << step for finest in sides[:2] for step in range((finest // model.grid).bit_length() - 1)]
+    raised: list[Layer] = [(width, width, 2, side, True) for side in doublings]
+    between = sum(max(0, (finest // model.grid).bit_length() - 2) for finest in sides[:2])
+    norms: list[Layer] = [(0, width, 1, 0, False)] * between
+    return [*pooled, *joins, *levels, *heads, *raised, *norms]
+
+
+def _convolutional(layers: list[Layer]) -> Network:
+    """Convolutions, each with a bias or a norm behind it."""
+    parameters = sum(a * b * k * k + (b if bias else 2 * b) for a, b, k, _, bias in layers)
+    return Network(parameters, float(sum(2 * a * b * k * k * side**2 for a, b, k, side, _ in layers)))
 
 
 def _predicted(stage: Stage, stages: Mapping[str, Stage]) -> int:

@@ -41,6 +41,13 @@ class Dropout(nn.Dropout):
         return draws.view(torch.int16)[: image.numel()].view_as(image) >= round(self.p * 65536) - 32768
 
 
+class ChannelDropout(Dropout):
+    """The same for pictures (B, C, H, W), of which whole channels are dropped (PyTorch's Dropout2d)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * super().forward(torch.ones_like(input[..., :1, :1])) if self.training else input
+
+
 def own_dropouts(module: nn.Module) -> None:
     """Put our Dropout in the place of every active one of PyTorch's in `module`."""
     for parent in list(module.modules()):

@@ -12,6 +12,12 @@ from typing import Any
 from bench.spec import BenchError
 
 
+def cache_folder() -> Path:
+    """Where things that can be made again are kept: BENCH_CACHE, else `bench` in the user's cache."""
+    chosen = os.environ.get("BENCH_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bench"
+
+
 def unwritable(path: Path, error: OSError) -> BenchError:
     """The error for a file that could not be written: full disk, missing rights, read-only system."""
     why = error.strerror or str(error)

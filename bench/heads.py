@@ -12,8 +12,9 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bench.decoders import as_picture, upsample
 
 STD = 0.02  # of a linear layer's starting weights
 EPS = 1e-6  # of every LayerNorm in the authors' networks, PyTorch's own is 1e-5
@@ -26,6 +27,7 @@ class ClassificationHead(nn.Module):
     which the backbone has normed. With a distillation token each of the two has a linear layer of its own, and the
     logits are the mean of theirs (DeiT models.py). Weights start as a normal with deviation 0.02, then are
     multiplied by `init_scale`; biases start at `bias`. representation: a tanh layer before (P-ViT section 3.1).
+    eps: of the norm.
     """
 
     def __init__(
@@ -38,10 +40,11 @@ class ClassificationHead(nn.Module):
         init_scale: float = 1.0,
         bias: float = 0.0,
         representation: bool = False,
+        eps: float = EPS,
     ) -> None:
         super().__init__()
         self.pool, self.prefix_tokens = pool, prefix_tokens
-        self.fc_norm = nn.LayerNorm(width, eps=EPS) if pool == "mean" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(width, eps=eps) if pool == "mean" else nn.Identity()
         self.representation = _representation(width) if representation else nn.Identity()
         self.head = _linear(width, classes, std=STD * init_scale, bias=bias)
         self.head_dist = _linear(width, classes, std=STD * init_scale, bias=bias) if self.distilled else None
@@ -99,52 +102,43 @@ class LayerwiseProbe(nn.Module):
 
 
 class LinearSegmentation(nn.Module):
-    """Patch tokens (B, N, D) -> logits (B, C, size, size): norm, one linear layer, bilinear upsampling."""
+    """Patch tokens (B, N, D) -> {"logits": (B, C, size, size)}: norm, one linear layer, bilinear upsampling."""
 
-    def __init__(self, width: int, classes: int, *, size: int) -> None:
+    def __init__(self, width: int, classes: int, *, size: int, depth: int) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.taps = size, (depth - 1,)
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.head = _linear(width, classes, std=STD)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        return upsample(_as_picture(self.head(self.norm(patches))), self.size)
+    def forward(self, patches: Tensor) -> dict[str, Tensor]:
+        return {"logits": upsample(as_picture(self.head(self.norm(patches))), self.size)}
 
 
 class SetrPup(nn.Module):
-    """Patch tokens (B, N, D) -> logits (B, C, size, size) by progressive upsampling.
+    """Patch tokens (B, N, D) -> {"logits": (B, C, size, size)} by progressive upsampling.
 
     As often as it takes to undo the patches (four times for 16 pixels): 3 x 3 convolution, norm, ReLU, twice the
     side. Source: P-BEiT Table 14; mmsegmentation setr_up_head.py and setr_pup.py.
     """
 
-    def __init__(self, width: int, classes: int, *, size: int, patch_size: int, channels: int = 256) -> None:
+    def __init__(
+        self, width: int, classes: int, *, size: int, patch_size: int, depth: int, channels: int = 256
+    ) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.taps = size, (depth - 1,)
         self.norm = nn.LayerNorm(width, eps=EPS)
         inputs = [width, *[channels] * (math.ceil(math.log2(patch_size)) - 1)]
         self.steps = nn.ModuleList(_convolution(before, channels) for before in inputs)
         self.head = _linear(channels, classes, std=STD)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        picture = _as_picture(self.norm(patches))
+    def forward(self, patches: Tensor) -> dict[str, Tensor]:
+        picture = as_picture(self.norm(patches))
         for step in self.steps:
             picture = upsample(step(picture), 2 * picture.shape[-1])
         logits = self.head(picture.movedim(1, -1)).movedim(-1, 1)
-        return upsample(logits, self.size)
+        return {"logits": upsample(logits, self.size)}
 
 
 def _convolution(before: int, channels: int) -> nn.Sequential:
     convolution = nn.Conv2d(before, channels, kernel_size=3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.GroupNorm(math.gcd(32, channels), channels), nn.ReLU())
-
-
-def _as_picture(patches: Tensor) -> Tensor:
-    """(B, N, D) -> (B, D, grid, grid)."""
-    side = math.isqrt(patches.shape[1])
-    return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
-
-
-def upsample(picture: Tensor, side: int) -> Tensor:
-    """Bilinear, (B, C, h, h) -> (B, C, side, side)."""
-    return F.interpolate(picture, size=(side, side), mode="bilinear", align_corners=False)

@@ -51,8 +51,10 @@ def _beit_finetune(module: nn.Module, std: float) -> None:
 
 
 def _deit(module: nn.Module, std: float) -> None:
+    """The authors cut off at +-2, a hundred deviations away; drawing that by inversion may give a weight of 2."""
+
     def draw(weight: Tensor) -> None:
-        trunc_normal_(weight, std=std)
+        nn.init.normal_(weight, std=std)
 
     _draw_layers(module, draw, nn.Linear)
     _draw_embeddings(module, draw)

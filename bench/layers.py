@@ -46,8 +46,8 @@ class Wishes(NamedTuple):
     sets: dict[str, Any] = {}  # noqa: RUF012
 
 
-def published_layers(chosen: Chosen) -> list[Layer]:
-    """The method's own numbers, those of its size, those of its variant."""
+def published_layers(chosen: Chosen, task: Task) -> list[Layer]:
+    """The method's own numbers, those of its size, of its variant, and of a task whose recipes are the papers'."""
     method, size = chosen.method, chosen.size
     where = f"method {method.name}"
     known = sorted({*SIZES, *method.sizes})
@@ -63,7 +63,15 @@ def published_layers(chosen: Chosen) -> list[Layer]:
         Layer(where, own, _sources(method)),
         Layer(f"{where}, size {size}", method.sizes.get(size, {})),
         Layer(variant.source or f"variant {chosen.name}", {k: v for k, v in variant.set.items() if k != "stages"}),
+        *(_of_task(task, method.name) if task.source else ()),
     ]
+
+
+def _of_task(task: Task, method: str) -> list[Layer]:
+    """The task's sizes and its changes to the recipes."""
+    sizes = {"model.image_size": task.image_size, "model.patch_size": task.patch_size}
+    origin = f"task {task.name}"
+    return [Layer(origin, sizes), *_overrides(task, method, task.source or origin)]
 
 
 def variants(method: Method) -> dict[str, Variant]:
@@ -75,7 +83,7 @@ def _probe(method: Method) -> Variant:
     """What was learned is left as it is: a linear classifier on it, and nearest neighbours, instead of fine-tuning."""
     stages = [*(stage for stage in method.stages if stage != "finetune"), "probe"]
     summary = "frozen features under a linear classifier, and by nearest neighbours, instead of fine-tuning"
-    return Variant(summary=summary, fidelity=method.fidelity, set={"stages": stages})
+    return Variant(summary=summary, fidelity="variant", source="BEiT run_linear_eval.py", set={"stages": stages})
 
 
 def variant_of(method: Method, name: str) -> Variant:
@@ -100,8 +108,7 @@ def stages_of_variant(chosen: Chosen) -> tuple[StageKind, ...]:
 def chosen_layers(chosen: Chosen, study: Study, task: Task, budget: str, wishes: Wishes) -> list[Layer]:
     """All that is laid over the published recipe, the last layer being the strongest."""
     method = chosen.method.name
-    sizes = {"model.image_size": task.image_size, "model.patch_size": task.patch_size}
-    layers = [Layer(f"task {task.name}", sizes), *_overrides(task, method, f"task {task.name}")]
+    layers = [] if task.source else _of_task(task, method)
     if budget:
         layers += _overrides(task.budgets[budget], method, f"budget {budget} of task {task.name}")
     layers += _overrides(study, method, f"study {study.name}")

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench import datasets, methods
+from bench.fidelity import as_published
 from bench.layers import Wishes, variants
 from bench.plan import Request, Sight, draw_up
-from bench.spec import BenchError, Data, Method, Overrides, Recipe, Study, Task, parse, read_toml, unknown
+from bench.spec import BenchError, Data, Method, Overrides, Plan, Recipe, Study, Task, parse, read_toml, unknown
+from bench.starting import unlooked
 from bench.store import all_runs
 from bench.tasks import Places, places, read_task, study_files, study_from, task_files, task_from
 from bench.values import address, flatten
@@ -28,9 +30,9 @@ def rows(what: str, include: Sequence[Path], output: Path) -> list[Row]:
 
 
 def _method_rows(method: Method) -> list[Row]:
-    rows = [{"method": method.name, "fidelity": method.fidelity, "what it does": method.summary}]
+    rows = [{"method": method.name, "fidelity": as_published(method, ""), "what it does": method.summary}]
     rows += [
-        {"method": f"{method.name}:{name}", "fidelity": variant.fidelity, "what it does": variant.summary}
+        {"method": f"{method.name}:{name}", "fidelity": as_published(method, name), "what it does": variant.summary}
         for name, variant in variants(method).items()
     ]
     return rows
@@ -50,10 +52,8 @@ def validate(path: Path, include: Sequence[Path]) -> str:
     """Check a task, study or method file. Returns what it is; BenchError says what is wrong."""
     values, where = read_toml(path), places(include)
     if "arms" in values:
-        study = study_from(path)
-        _check_study(study, where)
-        return f"a study of {len(study.arms)} arms"
-    if "dataset" in values:
+        return f"a study of {len(unlooked_plan(study_from(path), where).study.arms)} arms"
+    if "dataset" in values or "base" in values:
         _check_task(task_from(path), where)
         return "a task"
     if "paper" in values or "stages" in values:
@@ -62,25 +62,25 @@ def validate(path: Path, include: Sequence[Path]) -> str:
     raise BenchError(f"{path}: a study has [[arms]], a task has dataset, a method has stages; this has none of them")
 
 
-def _check_study(study: Study, where: Places) -> None:
-    """Plan it without looking at the data."""
-    draw_up(Request(study=study, places=where, wishes=Wishes()), UNLOOKED)
+def unlooked_plan(study: Study, where: Places) -> Plan:
+    """The plan of a study as far as it can be known without looking at the data."""
+    return draw_up(Request(study=study, places=where, wishes=Wishes()), UNLOOKED).plan
 
 
-def _undescribed(dataset: str, split: str, *_: object) -> Data:
+def _undescribed(dataset: str, split: str, *_: object, **__: object) -> Data:
     if dataset not in datasets.names():
         raise unknown("data set", dataset, datasets.names())
     return Data(dataset=dataset, split=split, identity="not looked at", images=10**9)
 
 
-UNLOOKED = Sight(_undescribed, lambda *_: 2)  # for a plan that needs no data: any split is large, of two classes
+UNLOOKED = Sight(_undescribed, lambda *_: 2, unlooked)  # for a plan without data: any split is large, of two classes
 
 
 def _check_task(task: Task, where: Places) -> None:
     if task.dataset not in datasets.names():
         raise unknown("data set", task.dataset, datasets.names())
-    if task.supervised_task:
-        read_task(task.supervised_task, where)
+    for name in filter(None, (task.supervised_task, task.toy, task.evaluates, *task.intermediate)):
+        read_task(name, where)
     _check_overrides(task, f"task {task.name}")
     for name, budget in task.budgets.items():
         _check_overrides(budget, f"task {task.name}, budget {name}")

@@ -9,6 +9,7 @@ Departs from the reference: pictures are resampled by Pillow with antialiasing, 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +47,26 @@ def map_train_view(recipe: Recipe, model: Model, protocol: Protocol, *, zoom: tu
 
 
 def map_eval_view(protocol: Protocol) -> View:
-    """The view for scoring label maps: {"image": uint8 (C, h, w), "map": uint8 (H, W)}.
+    """The view for scoring label maps: {"image": uint8 (C, h, w), "map": uint8 (H, W)}, and the image at other sizes.
 
-    The image's short side is the protocol's resolution, its aspect that of the picture, nothing is cut off. The map
+    The image's short side is the protocol's resolution, its aspect that of the picture, nothing is cut off; or the
+    picture is squeezed into a square, if the protocol says `whole`. Other sizes are called as in `sizes`. The map
     keeps its own size: predictions are brought to it, never it to them.
     """
-    return _MapEvalView(protocol.resolution, RESAMPLING[protocol.interpolation])
+    return _MapEvalView(protocol.resolution, sizes(protocol), protocol.whole, RESAMPLING[protocol.interpolation])
+
+
+def sizes(protocol: Protocol) -> dict[float, tuple[str, int]]:
+    """At which sizes a picture is seen: scale -> its name in a sample, and how often it counts.
+
+    A picture is never made smaller than the resolution: the published scales 0.5, 0.75 and 1 are one size that
+    counts three times (BEiT semantic_segmentation, SETR_Resize with setr_multi_scale).
+    """
+    counted = Counter(max(1.0, scale) for scale in protocol.scales)
+    return {
+        scale: (f"image {scale:g}" if number else "image", times)
+        for number, (scale, times) in enumerate(sorted(counted.items()))
+    }
 
 
 @dataclass(frozen=True)
@@ -104,16 +119,22 @@ class _MapTrainView:
 @dataclass(frozen=True)
 class _MapEvalView:
     size: int
+    sizes: dict[float, tuple[str, int]]
+    whole: bool
     resampling: Image.Resampling
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
-        image = sample["image"]
-        factor = _fit(image, self.size)
-        size = [max(1, int(side * factor + 0.5)) for side in image.size]
-        return {
-            "image": as_tensor(image.resize((size[0], size[1]), self.resampling)),
-            "map": torch.from_numpy(np.array(sample["map"])),
-        }
+        names = (name for name, _ in self.sizes.values())
+        images = {name: self._at(sample["image"], scale) for name, scale in zip(names, self.sizes, strict=True)}
+        return {**images, "map": torch.from_numpy(np.array(sample["map"]))}
+
+    def _at(self, image: Image.Image, scale: float) -> torch.Tensor:
+        short = int(self.size * scale + 0.5)
+        if self.whole:
+            return as_tensor(image.resize((short, short), self.resampling))
+        factor = _fit(image, short)
+        width, height = (max(1, int(side * factor + 0.5)) for side in image.size)
+        return as_tensor(image.resize((width, height), self.resampling))
 
 
 def _fit(image: Image.Image, short_side: int) -> float:

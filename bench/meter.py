@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 
 from bench.files import write_json
+from bench.references import Watch
 from bench.store import Record, Run
+
+log = logging.getLogger(__name__)
 
 
 class Clock:
@@ -137,12 +141,16 @@ class Journal:
         self.steps_per_epoch, self.images_per_step = steps_per_epoch, images_per_step
         self._told = -math.inf
         self._begun: tuple[int, float] | None = None  # step and time of the first sign of progress
+        self.watch: Watch | None = None  # beside the curves of others
 
     def record(self, step: int, seconds: float, split: str, values: Mapping[str, float]) -> None:
         """Values measured after `step` steps and `seconds` of training."""
         if self.writes and values:
             place = (step, step / self.steps_per_epoch, step * self.images_per_step, seconds, split)
             self.run.append(Record(*place, name, value) for name, value in values.items())
+            if self.watch and split == "train" and (told := self.watch.look(step / self.steps_per_epoch, values)):
+                log.warning("%s", told)
+                self.run.log_attempt("warning", told=told)
 
     def progress(self, step: int, meter: Meter) -> None:
         """Say where the stage is, once a second at most, and at the end."""
@@ -161,4 +169,6 @@ class Journal:
             "eta_seconds": per_step * (self.steps - step) if per_step else None,
             "data_wait": meter.waited / meter.clock.seconds if meter.clock.seconds else 0.0,
         }
+        if self.watch and self.watch.warning:
+            body["warning"] = self.watch.warning
         write_json(self.run.path("progress.json"), body, durable=False)

@@ -24,9 +24,15 @@ def top_classes(logits: Tensor, k: int) -> Tensor:
 def accuracy(top: np.ndarray, labels: np.ndarray, k: int) -> float:
     """Share of images whose label is among their k best classes, in percent.
 
-    top: (n, at least k, or all classes) best first; labels: (n,).
+    top: (n, at least k, or all classes) best first; labels: (n,), or (n, L) where any of L is right.
     """
-    return 100.0 * float((top[:, :k] == labels[:, None]).any(axis=1).mean())
+    return 100.0 * float(hits(top[:, :k], labels).mean())
+
+
+def hits(top: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether a label of each image is among its classes (n, k): (n,) bool. labels: (n,), or (n, L), -1 for none."""
+    several = labels if labels.ndim == 2 else labels[:, None]
+    return (top[:, :, None] == several[:, None, :]).any(axis=(1, 2))
 
 
 class Areas(NamedTuple):

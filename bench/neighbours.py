@@ -5,16 +5,21 @@ Source: Wu et al., arXiv 1805.01978, section 3.4; k = 20 and temperature 0.07 as
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from bench.datasets import Source
 from bench.devices import autocast
 from bench.evaluate import Split, batches, gather
+from bench.files import write_atomic
 from bench.loader import ready
 from bench.metrics import accuracy
 
@@ -22,8 +27,29 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 CHUNK = 256  # images compared with all others at once
 
 
-def nearest_neighbours(objective: Any, known: Split, asked: Split, accelerator: Accelerator) -> float:
-    """Top-1 accuracy in percent on `asked` when the 20 most similar images of `known` vote.
+class Answers(NamedTuple):
+    """Classes that neighbours voted for, and the true ones, of every image in order: (N,) each."""
+
+    prediction: np.ndarray
+    label: np.ndarray
+
+    @property
+    def top1(self) -> float:
+        """Share of right answers in percent."""
+        return accuracy(self.prediction[:, None], self.label, 1)
+
+    def write(self, path: Path, source: Source) -> None:
+        """One row per image as parquet: id, label, prediction, correct."""
+        ids = [source.name(index) for index in range(len(self.label))]
+        right = self.prediction == self.label
+        table = pa.table({"id": ids, "label": self.label, "prediction": self.prediction, "correct": right})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def nearest_neighbours(objective: Any, known: Split, asked: Split, accelerator: Accelerator) -> Answers:
+    """What the 20 most similar images of `known` vote every image of `asked` to be.
 
     objective: has `features(batch)`, (B, D).
     """
@@ -31,7 +57,7 @@ def nearest_neighbours(objective: Any, known: Split, asked: Split, accelerator: 
     queries, truth = extract(objective, asked, accelerator)
     classes = int(labels.max()) + 1
     found = [vote(part, features, labels, classes).argmax(1) for part in queries.split(CHUNK)]
-    return accuracy(torch.cat(found)[:, None].cpu().numpy(), truth.cpu().numpy(), 1)
+    return Answers(torch.cat(found).cpu().numpy(), truth.cpu().numpy())
 
 
 def vote(

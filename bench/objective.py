@@ -6,6 +6,7 @@ Shapes: B images, N patches, D width, C classes, S side of a label map.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.backbones import CONVNET, Backbone, build, convnet
+from bench.decoders import AUXILIARY_WEIGHT, UperNet
 from bench.droppath import fix_drop_path
 from bench.heads import ClassificationHead, LayerwiseProbe, LinearSegmentation, SetrPup
 from bench.initialisation import initialise
@@ -21,6 +23,7 @@ from bench.spec import BenchError, Model, Recipe
 from bench.transforms import Mixer
 
 Batch = dict[str, Any]
+DECODERS: dict[str, Callable[..., nn.Module]] = {"linear": LinearSegmentation, "setr-pup": SetrPup, "upernet": UperNet}
 
 
 class Objective(nn.Module):
@@ -28,10 +31,11 @@ class Objective(nn.Module):
 
     A batch holds "image" (B, 3, H, W), standardised floats, "position" (B,), the images' places in the global batch,
     and what the method's view gave. `frozen` names submodules that are never trained and never saved, such as a
-    teacher or a tokenizer; they stay in evaluation mode.
+    teacher or a tokenizer; they stay in evaluation mode. So does what is in `still`, which is saved.
     """
 
     frozen: tuple[str, ...] = ()
+    still: tuple[str, ...] = ()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": sum over items, "count": items, and scalars to log: sums over the same items}."""
@@ -49,6 +53,9 @@ class Objective(nn.Module):
         """Logits by head; "logits" is the one to be scored, (B, C) or (B, C, S, S)."""
         raise NotImplementedError
 
+    def started(self) -> None:
+        """Called when the backbone was given weights from outside, before the first step."""
+
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step; progress in (0, 1] is the share of the stage that is done."""
 
@@ -63,9 +70,15 @@ class Objective(nn.Module):
 
     def train(self, mode: bool = True) -> Objective:
         super().train(mode)
-        for name in self.frozen:
+        for name in (*self.frozen, *self.still):
             self.get_submodule(name).eval()
         return self
+
+    def keep_backbone(self) -> Any:
+        """From now on the backbone does not learn, but is saved with what does; returns the objective."""
+        self.still = ("backbone",)
+        self.get_submodule("backbone").requires_grad_(False)
+        return self.train(self.training)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The state without what is frozen: what a checkpoint holds."""
@@ -170,12 +183,7 @@ class LinearProbe(Classify):
 
     def __init__(self, backbone: Backbone, head: LayerwiseProbe, *, classes: int) -> None:
         super().__init__(backbone, head, classes=classes, loss=Loss())
-        backbone.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> LinearProbe:
-        super().train(mode)
-        self.backbone.eval()
-        return self
+        self.keep_backbone()
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return self.head(self._layers(batch))
@@ -195,29 +203,43 @@ class LinearProbe(Classify):
 
 
 class Segment(Objective):
-    """Learn a label per pixel. A batch holds "map" (B, S, S); pixels of `ignore_label` count for nothing."""
+    """Learn a label per pixel. A batch holds "map" (B, S, S); pixels of `ignore_label` count for nothing.
+
+    decoder: reads the patches after the blocks that its `taps` number; see heads.py and decoders.py.
+    """
 
     backbone: Backbone
+    decoder: Any
 
     def __init__(self, backbone: Backbone, decoder: nn.Module, *, ignore_label: int) -> None:
         super().__init__()
         self.backbone, self.decoder, self.ignore_label = backbone, decoder, ignore_label
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        tokens = self.backbone(batch["image"]).tokens
-        return {"logits": self.decoder(self.backbone.patches(tokens))}
+        layers = self.backbone(batch["image"], layers=self.decoder.taps).layers
+        return self.decoder(*(self.backbone.patches(tokens) for tokens in layers))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        logits, labels = self.predict(batch)["logits"].float(), batch["map"].long()
-        counted = labels != self.ignore_label
-        loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_label, reduction="sum")
-        right = (logits.argmax(1) == labels) & counted
-        return {"loss": loss, "count": counted.sum().float(), "pixel_accuracy": right.sum().float()}
+        """The mean is over all pixels, also the ignored ones: mmsegmentation 0.11, losses/cross_entropy_loss.py.
+
+        "pixel_accuracy" is a share of the same pixels.
+        """
+        outputs, labels = self.predict(batch), batch["map"].long()
+        loss = self._loss(outputs["logits"], labels)
+        if "auxiliary" in outputs:
+            loss = loss + AUXILIARY_WEIGHT * self._loss(outputs["auxiliary"], labels)
+        right = outputs["logits"].argmax(1) == labels
+        everywhere = torch.tensor(float(labels.numel()), device=labels.device)
+        return {"loss": loss, "count": everywhere, "pixel_accuracy": right.sum().float()}
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, ignore_index=self.ignore_label, reduction="sum")
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, np.ndarray]:
         """Image, map and prediction (B, S, S)."""
-        prediction = self.predict(batch)["logits"].argmax(1)
+        parts = batch["image"].split(4)  # logits of all of them at once would be large
+        prediction = torch.cat([self.predict({"image": part})["logits"].argmax(1) for part in parts])
         return arrays({"image": batch["image"], "map": batch["map"], "prediction": prediction})
 
 
@@ -256,20 +278,23 @@ def classify(
         init_scale=recipe.head_init_scale,
         bias=bias,
         representation=representation,
+        eps=model.norm_eps,
     )
-    return Classify(backbone, head, classes=model.classes, loss=loss, mixer=mixing)
+    found = Classify(backbone, head, classes=model.classes, loss=loss, mixer=mixing)
+    return found.keep_backbone() if recipe.freeze else found
 
 
 def segment(model: Model, recipe: Recipe, *, ignore_label: int) -> Segment:
     """The segmentation network of a stage, with the decoder that `model.decoder` names."""
+    if model.decoder not in DECODERS:
+        raise BenchError(f"segmentation needs model.decoder, one of {', '.join(DECODERS)}, not {model.decoder!r}")
     backbone = _trunk(model, recipe, norm=False)
-    if model.decoder == "setr-pup":
-        decoder: nn.Module = SetrPup(model.width, model.classes, size=model.image_size, patch_size=model.patch_size)
-    elif model.decoder == "linear":
-        decoder = LinearSegmentation(model.width, model.classes, size=model.image_size)
-    else:
-        raise BenchError(f"segmentation needs model.decoder, 'linear' or 'setr-pup', not {model.decoder!r}")
-    return Segment(backbone, decoder, ignore_label=ignore_label)
+    shape: dict[str, Any] = {"size": model.image_size, "depth": model.depth}
+    if model.decoder != "linear":
+        shape["patch_size"] = model.patch_size
+    decoder = DECODERS[model.decoder](model.width, model.classes, **shape)
+    found = Segment(backbone, decoder, ignore_label=ignore_label)
+    return found.keep_backbone() if recipe.freeze else found
 
 
 def probe(model: Model, *, layer: int = 0) -> LinearProbe:

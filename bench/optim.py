@@ -37,19 +37,23 @@ def learning_rate(recipe: Recipe, step: int, *, steps: int, steps_per_epoch: int
 
     cosine: `warmup` points up to the peak, both ends included, then half a cosine whose end lies one step
     after the last; BEiT utils.py, cosine_scheduler. cosine-per-epoch: constant in an epoch; DeiT main.py with
-    timm's scheduler. linear: to min_lr, warm-up as a factor on top; mmcv's poly policy with power 1.
-    `min_lr` and `warmup_lr` do not scale with the batch.
+    timm's scheduler. linear: to min_lr, warm-up as a factor on top; mmcv's poly policy, its power schedule_power.
+    tri-phase: the peak until cooldown_fraction of the steps is left, then straight to min_lr, both ends included;
+    data2vec utils.py, tri_phase_scheduler. `min_lr` and `warmup_lr` do not scale with the batch.
     """
     if recipe.schedule == "cosine-per-epoch":
         return _cosine_per_epoch(recipe, step // steps_per_epoch)
     warmup = _warmup_steps(recipe, steps, steps_per_epoch)
     high, low = peak(recipe), recipe.min_lr
     if recipe.schedule == "linear":
-        return ((high - low) * (1 - step / steps) + low) * _ramp(step, warmup, recipe.warmup_lr / high)
+        left = (1 - step / steps) ** recipe.schedule_power
+        return ((high - low) * left + low) * _ramp(step, warmup, recipe.warmup_lr / high)
     if step < warmup:
         return recipe.warmup_lr + (high - recipe.warmup_lr) * step / max(warmup - 1, 1)
     if recipe.schedule == "constant":
         return high
+    if recipe.schedule == "tri-phase":
+        return high + (low - high) * _cooled(step, steps, recipe.cooldown_fraction)
     return _cosine(high, low, (step - warmup) / (steps - warmup))
 
 
@@ -67,6 +71,12 @@ def _cosine(start: float, end: float, fraction: float) -> float:
 def _ramp(step: int, warmup: int, start: float) -> float:
     """Factor rising from `start` at step 0 to 1 at step `warmup`."""
     return 1 - (1 - step / warmup) * (1 - start) if step < warmup else 1.0
+
+
+def _cooled(step: int, steps: int, fraction: float) -> float:
+    """How far the rate has fallen in the last `fraction` of the steps: from 0 in their first to 1 in the last."""
+    falling = int(fraction * steps)
+    return max(step - (steps - falling), 0) / max(falling - 1, 1)
 
 
 def _warmup_steps(recipe: Recipe, steps: int, steps_per_epoch: int) -> int:

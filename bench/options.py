@@ -17,7 +17,7 @@ Words = list[str]
 Methods = Annotated[Words, Option("--method", "-m", help="METHOD[:VARIANT], instead of a study. Repeatable.")]
 Tasks = Annotated[Words, Option("--task", "-t", help="The task of these methods. Repeatable.")]
 Sets = Annotated[Words, Option("--set", help=SET_HELP)]
-DataDirs = Annotated[Words, Option(help="PATH or TASK=PATH; else BENCH_DATA_DIR. Repeatable.")]
+DataDirs = Annotated[Words, Option(help="PATH, TASK=PATH or hf:OWNER/NAME; else BENCH_DATA_DIR. Repeatable.")]
 Include = Annotated[list[Path], Option(help="A folder with more tasks and studies. Repeatable.")]
 OutputDir = Annotated[Path, Option("--output-dir", "-o", envvar="BENCH_OUTPUT_DIR", help="Where results lie.")]
 Json = Annotated[bool, Option("--json", help="Machine-readable output on stdout; the rest goes to stderr.")]
@@ -31,16 +31,41 @@ class Selection:
     method: Methods = field(default_factory=list)
     task: Tasks = field(default_factory=list)
     size: Annotated[str, Option(help="nano, tiny, small, base or large.")] = ""
+    scale: Annotated[str, Option(help="toy: every arm on embedded pictures, a few steps each.")] = ""
     budget: Annotated[str, Option(help="A budget of the task, or published: the papers' numbers.")] = ""
     seeds: Annotated[str, Option(help="Like 0,1,2.")] = ""
+    add_seeds: Annotated[int, Option(min=0, help="So many more seeds than in the last run of this study.")] = 0
     set: Sets = field(default_factory=list)
     mixed_precision: Annotated[str, Option(help="Of all stages: no, bf16, fp16, or auto: what is fast here.")] = ""
     data_dir: DataDirs = field(default_factory=list)
     unlabelled: Annotated[str, Option(help="A folder of pictures for learning without labels.")] = ""
     max_unreadable: Annotated[int, Option(min=0, help="Unreadable pictures that may be left out.")] = 0
     limit: Annotated[float | None, Option(help="Images per split, or a share up to 1; not reportable.")] = None
+    labels: Annotated[str, Option(help="Labels to learn from: 1%, '10% seed 1', '5 per class', list:PATH.")] = ""
+    allow_incomplete: Annotated[
+        bool, Option("--allow-incomplete", help="Go on with a split that lacks images; not reportable.")
+    ] = False
     include: Include = field(default_factory=list)
     name: Annotated[str, Option(help="What the comparison is called, for bench compare.")] = ""
+
+
+@dataclass
+class Weights:
+    """What is scored that was trained already, and by which protocol."""
+
+    checkpoint: Annotated[Words, Argument(metavar="CHECKPOINT...", help="Files, folders, runs, hub ids, timm:NAME.")]
+    task: Annotated[str, Option("--task", "-t", help="The task; `bench list tasks` shows them.")]
+    protocol: Annotated[str, Option(help="task: the task's; card: what was shipped with the weights.")] = "task"
+    mixed_precision: Annotated[str, Option(help="no, bf16 or fp16.")] = "no"
+    partial: Annotated[bool, Option("--partial", help="Leave out what of the weights is unexpected.")] = False
+    data_dir: DataDirs = field(default_factory=list)
+    limit: Annotated[float | None, Option(help="Images, or a share up to 1; not reportable.")] = None
+    max_unreadable: Annotated[int, Option(min=0, help="Unreadable pictures that may be left out.")] = 0
+    allow_incomplete: Annotated[
+        bool, Option("--allow-incomplete", help="Go on with a split that lacks images; not reportable.")
+    ] = False
+    include: Include = field(default_factory=list)
+    name: Annotated[str, Option(help="What this is called, for bench compare.")] = ""
 
 
 @dataclass
@@ -83,4 +108,7 @@ def _parameters(group: type) -> list[inspect.Parameter]:
 
 
 def _default(field: Field[Any]) -> Any:
+    """A field's default; without one the command must be given it."""
+    if field.default is MISSING and field.default_factory is MISSING:
+        return inspect.Parameter.empty
     return field.default if field.default_factory is MISSING else field.default_factory()

@@ -43,12 +43,15 @@ def write_pictures(path: Path, objective: Objective, stage: Stage, source: Image
 def _square(seen: Mapping[str, Any], side: int) -> dict[str, Any]:
     """A view whose image and label map are larger than the network's input, cut to the middle part of both."""
     image, labels = seen["image"], seen.get("map")
-    if labels is None or (image.shape[-2:] == labels.shape == (side, side)):
+    if labels is None:
         return dict(seen)
     fitted = F.interpolate(labels[None, None].float(), image.shape[-2:], mode="nearest-exact")[0, 0].to(labels.dtype)
-    return {**seen, "image": _middle(image, side), "map": _middle(fitted, side)}
+    return {"image": _middle(image, side), "map": _middle(fitted, side)}
 
 
 def _middle(picture: Tensor, side: int) -> Tensor:
+    """(..., h, w) -> (..., side, side): cut, or with zeros around it where it is smaller."""
+    missing = [max(0, side - length) for length in (picture.shape[-1], picture.shape[-2])]
+    picture = F.pad(picture, [part for gap in missing for part in (gap // 2, gap - gap // 2)])
     top, left = ((length - side) // 2 for length in picture.shape[-2:])
     return picture[..., top : top + side, left : left + side]

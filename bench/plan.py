@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
 
-from bench import datasets, methods
+from bench import datasets, fidelity, methods, starting
 from bench.layers import (
     Chosen,
     Wishes,
@@ -14,18 +15,19 @@ from bench.layers import (
     from_files,
     published_layers,
     stages_of_variant,
-    variant_of,
 )
-from bench.settled import History, Settled, check
+from bench.settled import History, Settled, check, check_scored, lengthened, standardised
 from bench.spec import (
     Arm,
     BenchError,
     Data,
     Plan,
     PlannedArm,
+    Recipe,
     Scalar,
     Stage,
     StageKind,
+    Start,
     Study,
     Task,
 )
@@ -46,6 +48,9 @@ class Request(NamedTuple):
     unlabelled: str = ""
     max_unreadable: int = 0
     limit: float | None = None
+    labels: str = ""
+    allow_incomplete: bool = False
+    output: Path = Path("results")  # where a run is looked for that start_from names
 
 
 class Drawn(NamedTuple):
@@ -60,6 +65,7 @@ class Link(NamedTuple):
 
     kind: StageKind
     task: Task
+    role: str = ""  # in the arm, when it is not the kind: finetune-imagenet1k
 
 
 def _count_classes(dataset: str, split: str, root: str | None, options: Mapping[str, Scalar]) -> int:
@@ -67,10 +73,14 @@ def _count_classes(dataset: str, split: str, root: str | None, options: Mapping[
 
 
 class Sight(NamedTuple):
-    """How data are looked at: what a split holds, and how many classes it has."""
+    """How data and weights are looked at: what a split holds, how many classes it has, what start_from names."""
 
     describe: Callable[..., Data] = datasets.describe
     classes: Callable[..., int] = _count_classes
+    start: Callable[[str, Path], Start] = starting.look
+
+
+FORESEEN = Sight(datasets.foreseen)  # for the cost of a study whose data are elsewhere
 
 
 def make_plan(request: Request) -> Plan:
@@ -135,32 +145,70 @@ class _Planner:
         method = methods.read(name)
         chosen = Chosen(arm, method, variant, arm.size or study.size)
         task = self.task(task_name)
-        chain = self.chain(chosen, task)
+        chain = self.spared(chosen, self.chain(chosen, task))
         stages = {seed: self.stages_of(chosen, chain, seed) for seed in arm.seeds or study.seeds}
+        used = [self.stages[key] for roles in stages.values() for key in roles.values()]
+        budget = budget_of(arm, study, self.task(task.evaluates) if task.evaluates else task)
         return PlannedArm(
-            id="/".join(part for part in (chosen.name, chosen.size, task.name, budget_of(arm, study, task)) if part),
-            label=arm.label or _label(chosen, study),
+            id="/".join(part for part in (chosen.name, chosen.size, task.name, budget) if part),
+            label=_from(self.start_of(stages), arm.label or _label(chosen, study)),
             method=method.name,
             variant=variant,
             size=chosen.size,
             task=task.name,
-            budget=budget_of(arm, study, task),
+            budget=budget,
             metric=task.metric,
-            fidelity=variant_of(method, variant).fidelity,
-            departures=method.departures,
+            fidelity=fidelity.level(chosen, used),
+            departures=fidelity.departures(chosen, used),
+            published=arm.published if isinstance(arm.published, str) else arm.published.get(task.name, ""),
             stages=stages,
         )
 
     def chain(self, chosen: Chosen, task: Task) -> list[Link]:
         """The stages an arm goes through, each with its task; learning may begin on another task's data."""
-        own = stages_of_variant(chosen)
+        if task.evaluates:
+            trained = self.chain(chosen, self.task(task.evaluates))
+            return [*(link for link in trained if link.kind != "evaluate"), Link("evaluate", task)]
+        own = self.needed(chosen, task)
         home = self.task(task.supervised_task) if task.supervised_task else task
         last: StageKind = own[-1] if own[-1] in ("finetune", "probe") else "finetune"
-        if home is not task:
-            return [*(Link(kind, home) for kind in own if kind != last), Link(last, task), Link("evaluate", task)]
+        between = self.between(chosen, task, labels_at_home=own[-1] == "supervised")
+        if home is not task or between:
+            before = [Link(kind, home) for kind in own if kind != last]
+            return [*before, *between, Link(last, task), Link("evaluate", task)]
         if task.kind == "segmentation" and own[-1] != "finetune":
             raise BenchError(f"task {task.name} names no supervised_task, and {chosen.name} learns from labels first")
         return [*(Link(kind, task) for kind in own), Link("evaluate", task)]
+
+    def spared(self, chosen: Chosen, chain: list[Link]) -> list[Link]:
+        """The chain without the stages that weights from outside replace."""
+        learn = [link for link in chain if link.kind != "evaluate"]
+        named = [bool(self.settled(chosen, link).recipe().start_from) for link in learn]
+        needed = [*starting.kept([link.kind for link in learn], named), *[True] * (len(chain) - len(learn))]
+        return [link for link, keep in zip(chain, needed, strict=True) if keep]
+
+    def start_of(self, stages: Mapping[int, Mapping[str, str]]) -> str:
+        """What an arm starts from, '' for nothing from outside."""
+        found = [self.stages[key].start for roles in stages.values() for key in roles.values()]
+        return next((start.id for start in found if start is not None), "")
+
+    def between(self, chosen: Chosen, task: Task, *, labels_at_home: bool) -> list[Link]:
+        """Fine-tuning on other labels first. A method that learns the labels of its first task has done that one."""
+        names = task.intermediate if chosen.arm.intermediate is None else chosen.arm.intermediate
+        done = (task.supervised_task or task.name) if labels_at_home else ""
+        return [Link("finetune", self.task(name), f"finetune-{name}") for name in names if name != done]
+
+    def needed(self, chosen: Chosen, task: Task) -> tuple[StageKind, ...]:
+        """The stages that an arm goes through, without a tokenizer or teacher that its own numbers do not ask for."""
+        home = self.task(task.supervised_task) if task.supervised_task else task
+        asked = {"tokenizer": ("pretrain", "tokenizer", "trained"), "teacher": ("supervised", "teacher", "stage")}
+        kept = []
+        for kind in stages_of_variant(chosen):
+            by, option, value = asked.get(kind, ("", "", ""))
+            options = self.settled(chosen, Link(cast(StageKind, by), home)).options() if by else {}
+            if options.get(option, value) == value:
+                kept.append(kind)
+        return tuple(kept)
 
     def stages_of(self, chosen: Chosen, chain: list[Link], seed: int) -> dict[str, str]:
         """Plan the chain for one seed: role -> stage key."""
@@ -169,26 +217,23 @@ class _Planner:
             stage, history = self.stage(chosen, link, 0 if link.kind in APART else seed, keys)
             self.stages.setdefault(stage.key, stage)
             self.histories.setdefault(stage.key, history)
-            keys[link.kind] = stage.key
+            keys[link.role or link.kind] = stage.key
         return keys
 
     def stage(self, chosen: Chosen, link: Link, seed: int, before: dict[str, str]) -> tuple[Stage, History]:
         """One stage, and all that was written for it."""
         parents = _parents(link.kind, before)
         if link.kind == "evaluate":
-            start = self.stages[parents["model"]]
-            return self._evaluation(start, link.task, parents), {}
-        budget = budget_of(chosen.arm, self.request.study, link.task)
-        published = published_layers(chosen)
-        over = chosen_layers(chosen, self.request.study, link.task, budget, self.request.wishes)
-        from_files(over, chosen.method)
+            return self._evaluation(self.stages[parents["model"]], link.task, parents), {}
+        settled = self.settled(chosen, link)
+        departures = settled.departures() if link.kind in chosen.method.recipe else {}
+        recipe, start = self.begins(settled, before)
+        data = self.data(link)
         self._listen(chosen, link.kind)
-        history = settle(link.kind, [*published, *over], published=len(published))
-        settled = Settled(f"{chosen.name}, {link.kind}", link.kind, history)
         is_segmentation = link.task.kind == "segmentation" and link.kind == "finetune"
         model = settled.model(
             classes=self.classes(link.task) if link.kind in LABELLED else 0,
-            decoder=link.task.decoder if is_segmentation else "",
+            decoder=(settled.values("model").get("decoder") or link.task.decoder) if is_segmentation else "",
         )
         stage = Stage(
             kind=link.kind,
@@ -198,28 +243,47 @@ class _Planner:
             task=link.task.name,
             seed=seed,
             model=model,
-            recipe=settled.recipe(),
+            recipe=lengthened(recipe, data["train"].images),
             options=settled.options(),
-            protocol=link.task.protocol,
-            data=self.data(link),
+            protocol=standardised(link.task.protocol, recipe),
+            data=data,
             parents=parents,
-            origins={place: written[-1].origin for place, written in history.items()},
-            departures=settled.departures() if link.kind in chosen.method.recipe else {},
+            start=start,
+            origins={place: written[-1].origin for place, written in settled.history.items()},
+            departures=starting.departures(departures, start),
         )
-        check(stage, settled.where, link.task)
-        return stage, history
+        check(stage, settled.where, link.task, [self.stages[key] for key in parents.values()])
+        return stage, settled.history
+
+    def begins(self, settled: Settled, before: Mapping[str, str]) -> tuple[Recipe, Start | None]:
+        """The recipe of a stage, and the weights from outside that it starts from."""
+        recipe = settled.recipe()
+        if starting.starts_here(recipe.start_from, before):
+            return recipe, self.sight.start(recipe.start_from, self.request.output)
+        return recipe.model_copy(update={"start_from": "", "start_partial": False}), None
+
+    def settled(self, chosen: Chosen, link: Link) -> Settled:
+        """All that was written for a stage, and who wrote it."""
+        budget = budget_of(chosen.arm, self.request.study, link.task)
+        published = published_layers(chosen, link.task)
+        over = chosen_layers(chosen, self.request.study, link.task, budget, self.request.wishes)
+        from_files(over, chosen.method)
+        history = settle(link.kind, [*published, *over], published=len(published))
+        return Settled(f"{chosen.name}, {link.kind}", link.kind, history)
 
     def _evaluation(self, trained: Stage, task: Task, parents: dict[str, str]) -> Stage:
+        check_scored(trained, task)
         changes = {
             "kind": "evaluate",
             "recipe": None,
             "options": {},
             "parents": parents,
             "data": {"val": self.look(task, "val")},
-            "protocol": task.protocol,
+            "protocol": standardised(task.protocol, trained.recipe),
             "task": task.name,
             "origins": {},
             "departures": {},
+            "start": None,
         }
         return trained.model_copy(update=changes)
 
@@ -253,11 +317,18 @@ class _Planner:
         return task.classes or self._classes[task.name]
 
     def root(self, task: Task) -> str | None:
-        """The folder given for a task's data, or None."""
-        return self.request.roots.get(task.name) or self.request.roots.get("") or None
+        """The folder given for a task's data, or for a task on the same published data, or None."""
+        roots = self.request.roots
+        return roots.get(task.name) or roots.get("") or roots.get(task.evaluates) or self._shared(task)
+
+    def _shared(self, task: Task) -> str | None:
+        """The folder given for another task whose splits are published as this one's."""
+        others = [(self.task(name), place) for name, place in self.request.roots.items() if name and task.expects]
+        known = (place for other, place in others if (other.dataset, other.expects) == (task.dataset, task.expects))
+        return next(known, None)
 
     def data(self, link: Link) -> dict[str, Data]:
-        """The splits a stage sees, by role."""
+        """The splits a stage sees, by role; a part of the labels is left out only where labels are learnt from."""
         if link.kind not in LABELLED:
             return {"train": self.look(link.task, "pretrain")}
         roles: list[Role] = [role for role in ("train", "val", "minival") if role in link.task.splits]
@@ -268,7 +339,16 @@ class _Planner:
         if (task.name, role) not in self._seen:
             split = task.splits.get(role) or task.splits["train"]
             options = self.options(task, role)
-            found = self.sight.describe(task.dataset, split, self.root(task), options, self.request.limit)
+            found = self.sight.describe(
+                task.dataset,
+                split,
+                self.root(task),
+                options,
+                self.request.limit,
+                labels=(self.request.labels or task.labels) if role == "train" else "",
+                expected=task.expects.get(split),
+                allow_incomplete=self.request.allow_incomplete,
+            )
             self._seen[task.name, role] = found
         return self._seen[task.name, role]
 
@@ -276,6 +356,8 @@ class _Planner:
         """What the data set is told: the task's options, and the flags that speak of files."""
         options = dict(task.options)
         if role == "pretrain" and self.request.unlabelled:
+            if "path" not in datasets.known_options(task.dataset):
+                raise BenchError(f"--unlabelled is for tasks on folders; {task.name} is on {task.dataset}")
             options["path"] = self.request.unlabelled
         if self.request.max_unreadable:
             options["max_unreadable"] = self.request.max_unreadable
@@ -291,6 +373,11 @@ def _parents(kind: StageKind, before: dict[str, str]) -> dict[str, str]:
         return {role: before[role] for role in roles[kind] if role in before}
     starts = [key for role, key in before.items() if role not in APART]
     return {"start": starts[-1]} if starts else {}
+
+
+def _from(start: str, label: str) -> str:
+    """A label that says which weights from outside an arm starts from."""
+    return label if not start or start in label else f"{label} from {start}"
 
 
 def _label(chosen: Chosen, study: Study) -> str:

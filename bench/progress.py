@@ -48,6 +48,8 @@ def describe(now: Mapping[str, Any]) -> str:
         words.append(f"waits {100 * now['data_wait']:.0f} % for data")
     if isinstance(now.get("eta_seconds"), (int, float)):
         words.append(f"{duration(now['eta_seconds'])} left")
+    if now.get("warning"):
+        words.append(f"WARNING: {now['warning']}")
     return ", ".join(words)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bench.environment import computes_in_bf16
-from bench.spec import COSMETIC, BenchError, Model, Recipe, Scalar, Stage, StageKind, Task, parse
+from bench.spec import COSMETIC, BenchError, Model, Protocol, Recipe, Scalar, Stage, StageKind, Task, parse
 from bench.values import APART, Written
 
+HALF = (0.5, 0.5, 0.5)
 History = dict[str, list[Written]]  # inner address -> all that was written there, the last one holds
 
 
@@ -57,7 +59,8 @@ class Settled(NamedTuple):
         ]
         for part, published, here in pairs:
             for name in here:
-                if published[name] != here[name] and name not in COSMETIC:
+                unread = name == "decoder" and self.kind != "finetune"
+                if published[name] != here[name] and name not in COSMETIC and not unread:
                     found[f"{part}.{name}"] = (published[name], here[name])
         return found
 
@@ -74,11 +77,28 @@ def like(default: Any, value: Any, where: str) -> Any:
 def steps_of(stage: Stage) -> int:
     """Optimiser steps of a training stage. An epoch leaves out its incomplete last batch."""
     assert stage.recipe is not None
+    if stage.recipe.steps:
+        return stage.recipe.steps
     per_epoch = stage.data["train"].images // stage.recipe.batch_size
     return max(1, round(stage.recipe.epochs * per_epoch)) if per_epoch else 0
 
 
-def check(stage: Stage, where: str, task: Task) -> None:
+def lengthened(recipe: Recipe, images: int) -> Recipe:
+    """The recipe with the epochs that its `steps` make of so many images, where it counts in steps."""
+    per_epoch = images // recipe.batch_size
+    if not recipe.steps or not per_epoch:
+        return recipe
+    return recipe.model_copy(update={"epochs": recipe.steps / per_epoch})
+
+
+def standardised(protocol: Protocol, recipe: Recipe | None) -> Protocol:
+    """The protocol with the pixels that a recipe asks for; an evaluation has those of what was trained."""
+    if recipe is None or recipe.pixels == "task":
+        return protocol
+    return protocol.model_copy(update={"mean": HALF, "std": HALF})
+
+
+def check(stage: Stage, where: str, task: Task, parents: Sequence[Stage] = ()) -> None:
     """BenchError for values that contradict one another."""
     recipe, model = stage.recipe, stage.model
     assert recipe is not None
@@ -87,8 +107,27 @@ def check(stage: Stage, where: str, task: Task) -> None:
     if stage.kind not in APART and model.width % model.heads:
         raise BenchError(f"{where}: width {model.width} is no multiple of heads {model.heads}")
     _check_length(stage, recipe, where)
+    if recipe.freeze and stage.kind != "finetune":
+        raise BenchError(f"{where}: freeze = true would leave nothing to learn; it is for fine-tuning")
     if task.kind == "classification" and stage.kind in ("supervised", "finetune"):
         _check_resolution(stage, where)
+    for teacher in (parent for parent in parents if parent.kind == "teacher"):
+        if (teacher.protocol.mean, teacher.protocol.std) != (stage.protocol.mean, stage.protocol.std):
+            raise BenchError(f"{where}: student and teacher see the same pixels; give teacher.pixels the same value")
+
+
+def check_scored(trained: Stage, task: Task) -> None:
+    """BenchError for a task that cannot score what was trained on another."""
+    if not task.evaluates:
+        return
+    if task.classes and trained.model.classes != task.classes:
+        known = f"the models of {task.evaluates} know {trained.model.classes}"
+        raise BenchError(f"task {task.name} has {task.classes} classes, but {known}")
+    if task.protocol.resolution != trained.model.image_size:
+        raise BenchError(
+            f"task {task.name} scores at {task.protocol.resolution} pixels, but the models of {task.evaluates} take "
+            f"{trained.model.image_size}"
+        )
 
 
 def _check_length(stage: Stage, recipe: Recipe, where: str) -> None:

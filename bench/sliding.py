@@ -1,32 +1,74 @@
-"""Predictions for pictures larger than the network's input, from overlapping windows.
+"""Label maps for pictures of any size, from a network whose input is a square: windows, several sizes, mirror images.
 
-Source: mmsegmentation 0.11, EncoderDecoder.slide_inference (golden g09).
+Letters: B pictures, C channels, K classes, h x w pixels of a picture as the network sees it, H x W of its label map.
+Source: mmsegmentation 0.11, EncoderDecoder.slide_inference and aug_test (golden g09).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+Network = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w)
+Look = tuple[Tensor, int]  # logits (..., K, h, w) of pictures as they were seen once, and how often that counts
+AT_ONCE = 4  # windows of a large picture that go through the network together
+HELD = 2**24  # numbers held at once when logits are brought to the size of a label map: 64 MiB
 
-def slide(predict: Callable[[Tensor], Tensor], images: Tensor, *, window: int, stride: int) -> Tensor:
+
+class Looking(NamedTuple):
+    """How pictures are looked at. window: the side of the network's input; stride 0: two thirds of it."""
+
+    window: int
+    stride: int = 0
+    flip: bool = False
+
+    def __call__(self, network: Network, seen: Iterable[tuple[Tensor, int]]) -> list[Look]:
+        """The looks at pictures (B, C, h, w) of one or more sizes, each with its weight."""
+        found = []
+        for pictures, weight in seen:
+            found.append((self._logits(network, pictures), weight))
+            if self.flip:
+                found.append((self._logits(network, pictures.flip(-1)).flip(-1), weight))
+        return found
+
+    def _logits(self, network: Network, pictures: Tensor) -> Tensor:
+        """What does not fill the window is padded with zeros, the mean colour, on the right and below."""
+        stride = self.stride or self.window * 2 // 3
+        return slide(lambda part: _padded(network, part, self.window), pictures, window=self.window, stride=stride)
+
+
+def _padded(network: Network, pictures: Tensor, side: int) -> Tensor:
+    height, width = pictures.shape[-2:]
+    if (height, width) == (side, side):
+        return network(pictures)
+    return network(F.pad(pictures, (0, side - width, 0, side - height)))[..., :height, :width]
+
+
+def slide(predict: Network, images: Tensor, *, window: int, stride: int) -> Tensor:
     """Logits (B, K, H, W) of images (B, C, H, W): the mean, pixel by pixel, over all windows that cover it.
 
     predict: (B, C, h, w) -> (B, K, h, w). A picture smaller than the window is one window of its own size.
     """
     height, width = images.shape[-2:]
-    covered = images.new_zeros(1, 1, height, width)
-    logits: Tensor | None = None
-    for top in starts(height, window, stride):
-        for left in starts(width, window, stride):
-            place = (..., slice(top, top + window), slice(left, left + window))
-            found = predict(images[place]).float()
-            if logits is None:
-                logits = found.new_zeros(len(images), found.shape[1], height, width)
-            logits[place] += found
+    corners = [(top, left) for top in starts(height, window, stride) for left in starts(width, window, stride)]
+    if len(corners) == 1:
+        return predict(images).float()
+    places = [(..., slice(top, top + window), slice(left, left + window)) for top, left in corners]
+    covered = images.new_zeros(1, 1, height, width, dtype=torch.float32)
+    logits = images.new_zeros(0)
+    at_once = max(1, AT_ONCE // len(images))
+    for first in range(0, len(places), at_once):
+        some = places[first : first + at_once]
+        parts = predict(torch.cat([images[place] for place in some])).float().split(len(images))
+        for place, part in zip(some, parts, strict=True):
+            if not logits.numel():
+                logits = part.new_zeros(len(images), part.shape[1], height, width)
+            logits[place] += part
             covered[place] += 1
-    assert logits is not None, "a picture has at least one window"
     return logits / covered
 
 
@@ -34,3 +76,39 @@ def starts(side: int, window: int, stride: int) -> list[int]:
     """Where windows begin along one side; the last is moved back so that it ends with the picture."""
     count = max(side - window + stride - 1, 0) // stride + 1
     return [max(min(number * stride + window, side) - window, 0) for number in range(count)]
+
+
+def decided(looks: Sequence[Look], size: tuple[int, int]) -> Tensor:
+    """The classes (H, W) that looks (K, h, w) at one picture speak for, at the size of its label map.
+
+    Logits are brought to that size bilinearly before anything is decided; of several looks the probabilities are
+    averaged there. A strip of rows at a time: a picture of any size takes 64 MiB.
+    """
+    height, width = size
+    rows = max(1, HELD // (looks[0][0].shape[-3] * width))
+    strips = [range(top, min(top + rows, height)) for top in range(0, height, rows)]
+    return torch.cat([_score(looks, size, strip).argmax(0) for strip in strips])
+
+
+def _score(looks: Sequence[Look], size: tuple[int, int], strip: range) -> Tensor:
+    """(K, rows, W), the highest of which wins."""
+    if len(looks) == 1:
+        return enlarged(looks[0][0], size, strip)
+    total = enlarged(looks[0][0], size, strip).softmax(0) * looks[0][1]
+    for logits, weight in looks[1:]:
+        total += weight * enlarged(logits, size, strip).softmax(0)
+    return total
+
+
+def enlarged(logits: Tensor, size: tuple[int, int], strip: range) -> Tensor:
+    """Some rows (K, rows, W) of what F.interpolate makes of logits (K, h, w), bilinear without aligned corners."""
+    (height, width), (before, across) = size, logits.shape[-2:]
+    if before == height:
+        rows = logits[:, strip.start : strip.stop].float()
+    else:
+        place = torch.arange(strip.start, strip.stop, dtype=torch.float64, device=logits.device)
+        place = ((place + 0.5) * before / height - 0.5).clamp(min=0)
+        above = place.long()
+        below = (above + 1).clamp(max=before - 1)
+        rows = torch.lerp(logits[:, above].float(), logits[:, below].float(), (place - above)[None, :, None].float())
+    return rows if across == width else F.interpolate(rows, width, mode="linear", align_corners=False)

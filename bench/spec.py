@@ -1,4 +1,4 @@
-"""The words of the project as data: Method, Task, Study, Recipe, Stage, Plan; reading TOML; BenchError.
+"""The words of the project as data: Method, Task, Study, Recipe, Stage, Plan; with what reads and refuses them.
 
 Everything here is plain, frozen and hashable to JSON; nothing here imports torch. A value that a person may
 write has one place and one type, an unknown key is an error that names the nearest match.
@@ -6,40 +6,27 @@ write has one place and one type, an unknown key is an error that names the near
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import tomllib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bench.mistakes import BenchError as BenchError
+from bench.mistakes import nearest as nearest
+from bench.mistakes import parse as parse
+from bench.mistakes import read_toml as read_toml
+from bench.mistakes import unknown as unknown
 
 Scalar = bool | int | float | str
 StageKind = Literal["tokenizer", "teacher", "supervised", "pretrain", "finetune", "probe", "evaluate"]
 TRAINED: tuple[StageKind, ...] = ("tokenizer", "teacher", "supervised", "pretrain", "finetune", "probe")
 Fidelity = Literal["exact", "close", "variant", "placeholder"]
+Decoder = Literal["", "linear", "setr-pup", "upernet"]  # segmentation heads
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class BenchError(Exception):
-    """A mistake of the user's, or of the world's: shown without a traceback, exit code 2."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean x?' when something like `word` is known, else ''."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]}?" if found else ""
-
-
-def unknown(what: str, word: str, known: Iterable[str]) -> BenchError:
-    """The error for a name that does not exist: what was asked, what there is, what is nearest."""
-    names = sorted(known)
-    return BenchError(f"no {what} {word!r}; there is {', '.join(names) or 'none'}.{nearest(word, names)}")
 
 
 def digest(value: Any, length: int = 24) -> str:
@@ -58,6 +45,7 @@ class Recipe(Frozen):
     """The numbers of one training stage. `batch_size` is global: over all processes and accumulation."""
 
     epochs: Positive = 100.0
+    steps: Annotated[int, Field(ge=0)] = 0  # of the optimiser; wins over epochs when > 0
     batch_size: Count = 1024
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Positive = 1e-3
@@ -66,7 +54,9 @@ class Recipe(Frozen):
     warmup_lr: NonNegative = 0.0
     warmup_epochs: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # wins over warmup_epochs when > 0
-    schedule: Literal["cosine", "cosine-per-epoch", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine-per-epoch", "linear", "tri-phase", "constant"] = "cosine"
+    schedule_power: Positive = 1.0  # linear only: of the share that is left
+    cooldown_fraction: Fraction = 0.0  # tri-phase only: share of the steps in which lr falls, at the end
     weight_decay: NonNegative = 0.05
     weight_decay_end: NonNegative | None = None  # None: constant
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -92,15 +82,21 @@ class Recipe(Frozen):
     repeats: Count = 1  # repeated augmentation: copies of an image in one pass
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     pool: Literal["mean", "token"] = "token"
+    pixels: Literal["task", "half"] = "task"  # standardised as the task says; half: by mean and deviation 0.5
+    freeze: bool = False  # the backbone stays as it is, only the head learns; of fine-tuning
     head_init_scale: NonNegative = 1.0
     model_ema: Fraction = 0.0  # decay of averaged weights, stored and scored apart; 0: off
     select: Literal["last", "best"] = "last"  # best: by minival, never by the split that is reported
+    start_from: str = ""  # weights from outside, in place of an earlier stage's: a path, a run, a hub id, timm:NAME
+    start_partial: bool = False  # what they hold and this network does not take is left out, not refused
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "bf16"  # auto: decided when planned, by what the machine has
     eval_every_epochs: NonNegative = 1.0  # 0: only at the end
     checkpoint_every_epochs: NonNegative = 1.0
 
 
+HUB = "hf:"  # of a data folder that is a data set of the Hugging Face hub: hf:OWNER/NAME[:CONFIGURATION][@REVISION]
 COSMETIC = frozenset({"eval_every_epochs", "checkpoint_every_epochs"})  # do not change a stage's result
+STARTING = {"start_from", "start_partial"}  # of a recipe: Start.digest and a set start_partial are in the key
 
 
 class Model(Frozen):
@@ -111,14 +107,16 @@ class Model(Frozen):
     width: Count = 768
     depth: Count = 12
     heads: Count = 12
+    mlp_ratio: Positive = 4.0  # width of the hidden layer of a block, in widths
     image_size: Count = 224
     patch_size: Count = 16
     position: Literal["absolute", "relative", "shared-relative"] = "absolute"
     layer_scale: NonNegative = 0.0  # initial value; 0: none
+    norm_eps: Positive = 1e-6  # of every LayerNorm, as the authors have it; Hugging Face's configs say 1e-12
     init_std: Positive = 0.02  # of the starting weights, at the authors' widths
     distilled: bool = False  # a distillation token and its head
     classes: Annotated[int, Field(ge=0)] = 0
-    decoder: Literal["", "linear", "setr-pup"] = ""  # segmentation head
+    decoder: Decoder = ""  # segmentation head
     options: dict[str, Scalar] = {}  # further arguments of a timm model
 
     @property
@@ -145,8 +143,20 @@ class Protocol(Frozen):
     decoder: Literal["pil"] = "pil"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    test_time_augmentation: Literal["none"] = "none"
     ignore_label: Annotated[int, Field(ge=0, le=255)] = 255  # of label maps: pixels that count for nothing
+    among: Literal["all", "split"] = "all"  # classes that may be answered: the model's, or only those of the split
+    right: Literal["label", "label-set"] = "label"  # what is right: an image's label, or any of several
+    whole: bool = False  # squeezed into a square; else the aspect stays, and label maps are seen through windows
+    # Of label maps. What is seen at several sizes, or as a mirror image too, has its probabilities averaged.
+    stride: Annotated[int, Field(ge=0)] = 0  # from window to window; 0: two thirds of one, 341 of 512
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)  # of `resolution`
+    flip: bool = False  # and as mirror images
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Protocol:
+        if self.whole and (self.stride or self.scales != (1.0,)):
+            raise ValueError("whole = true shows a picture once and at one size; leave out stride and scales")
+        return self
 
 
 class Data(Frozen):
@@ -159,6 +169,29 @@ class Data(Frozen):
     root: str | None = None
     options: dict[str, Scalar] = {}
     limit: float | None = None  # a count (> 1) or a share (<= 1) of the images; the result is not reportable
+    manifest: str = ""  # root hash over path, size and content of its files; '' for data that are generated
+    labels: str = ""  # the part of the labels that is learnt from, as in Task; `identity` covers which it is
+    incomplete: str = ""  # in what it is not the published split; the result is not reportable
+
+    @property
+    def shortfall(self) -> str:
+        """Why a result on this split is not reportable; '' when it is."""
+        limited = f"--limit left {self.images:,} images" if self.limit is not None else ""
+        return "; ".join(text for text in (limited, self.incomplete) if text)
+
+
+class Start(Frozen):
+    """Weights from outside that a stage starts from. `digest` says what they are, the rest only where they lie."""
+
+    id: str  # for people: a hub id, timm:NAME, or the name of a file or folder
+    digest: str  # sha256, 64 hexadecimal digits
+    root: str = ""
+    revision: str = ""  # of a hub model
+
+    @property
+    def name(self) -> str:
+        """The id with the beginning of the digest."""
+        return f"{self.id} (sha256 {self.digest[:12]})"
 
 
 class Stage(Frozen):
@@ -176,16 +209,18 @@ class Stage(Frozen):
     protocol: Protocol
     data: dict[str, Data] = {}  # by role: train, val, minival
     parents: dict[str, str] = {}  # by role: tokenizer, teacher, start; the keys of earlier stages
+    start: Start | None = None  # what recipe.start_from names
     origins: dict[str, str] = {}  # where each value came from: 'recipe.lr' -> 'P-BEiT Table 12'
     departures: dict[str, tuple[Any, Any]] = {}  # 'recipe.lr' -> (published, here)
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, and nothing else."""
-        body = self.model_dump(mode="json", exclude={"origins", "departures", "variant", "task"})
+        body = self.model_dump(mode="json", exclude={"origins", "departures", "variant", "task", "start"})
         body["data"] = {role: _held(data) for role, data in body["data"].items()}
         if body["recipe"] is not None:
-            body["recipe"] = {k: v for k, v in body["recipe"].items() if k not in COSMETIC}
-        return body
+            partial = {"start_partial": True} if body["recipe"]["start_partial"] else {}
+            body["recipe"] = {k: v for k, v in body["recipe"].items() if k not in COSMETIC | STARTING} | partial
+        return body | ({"start": self.start.digest} if self.start else {})
 
     @property
     def key(self) -> str:
@@ -199,8 +234,9 @@ class Stage(Frozen):
 
 
 def _held(data: dict[str, Any]) -> dict[str, Any]:
-    """What a split holds, without where it lies."""
-    return {k: v for k, v in data.items() if k != "root"}
+    """What a split holds, without where it lies; the path of a list of labels is no part of it, either."""
+    left_out = {"root", "labels", *(name for name in ("manifest", "incomplete") if not data[name])}
+    return {k: v for k, v in data.items() if k not in left_out}
 
 
 class Arm(Frozen):
@@ -212,7 +248,9 @@ class Arm(Frozen):
     budget: str = ""
     label: str = ""
     seeds: tuple[int, ...] | None = None
+    intermediate: tuple[str, ...] | None = None  # tasks whose labels are learned before; None: as the task says
     set: dict[str, Any] = {}  # 'stage.key' -> value, for this arm alone
+    published: str | dict[str, str] = ""  # the row of results/published.csv that it reproduces, by id; or task -> id
 
 
 class Study(Frozen):
@@ -226,6 +264,8 @@ class Study(Frozen):
     budget: str = ""
     seeds: tuple[int, ...] = (0,)
     arms: tuple[Arm, ...]
+    claims: tuple[str, ...] = ()  # 'beit > deit on imagenet1k/top1 by 0.5', 'data2vec ~ beit within 0.2'
+    levels: tuple[float, ...] = ()  # scores that convergence is measured to; (): shares of the best arm's
     recipe: dict[str, dict[str, Any]] = {}  # stage -> key -> value, every method
     methods: dict[str, dict[str, dict[str, Any]]] = {}  # method -> stage -> key -> value
 
@@ -235,6 +275,14 @@ class Overrides(Frozen):
 
     recipe: dict[str, dict[str, Any]] = {}
     methods: dict[str, dict[str, dict[str, Any]]] = {}
+
+
+class Expected(Frozen):
+    """What a split holds when it is complete, as published."""
+
+    images: Count
+    per_class: tuple[Count, Count] | None = None  # the fewest and the most images of a class
+    names: str = ""  # the files' names before the suffix, numbered from 1: 'ILSVRC2012_val_{:08d}'
 
 
 class Task(Overrides):
@@ -248,13 +296,26 @@ class Task(Overrides):
     dataset: str
     options: dict[str, Scalar] = {}  # of the dataset
     classes: Annotated[int, Field(ge=0)] = 0  # 0: counted from the data
-    decoder: Literal["", "linear", "setr-pup"] = ""
+    decoder: Decoder = ""
     image_size: Count = 224
     patch_size: Count = 16
     splits: dict[Literal["pretrain", "train", "val", "minival"], str]
-    supervised_task: str = ""  # segmentation: the task whose labels supervised methods learn from first
+    expects: dict[str, Expected] = {}  # by split; one that differs is an error, or not reportable
+    labels: str = ""  # '1%', '5 per class' (both: 'seed 1' behind it), 'list:PATH': the part of train learnt from
+    evaluates: str = ""  # the task that models are trained on, where this one only scores them
+    supervised_task: str = ""  # the task on which learning begins: without labels, or with all of them
+    intermediate: tuple[str, ...] = ()  # tasks on whose labels what was learned is fine-tuned before
+    toy: str = ""  # the task with embedded data that stands for this one at --scale toy
+    source: str = ""  # of its recipes, which are then the published ones on this task and no departures
     protocol: Protocol = Protocol()
     budgets: dict[str, Overrides] = {}
+
+    @model_validator(mode="after")
+    def _seen_as_it_can_be(self) -> Task:
+        seen = self.protocol
+        if self.kind == "classification" and (seen.stride or seen.flip or seen.scales != (1.0,)):
+            raise ValueError("protocol.stride, scales and flip are for label maps; this task has none")
+        return self
 
 
 class Variant(Frozen):
@@ -264,6 +325,15 @@ class Variant(Frozen):
     fidelity: Fidelity = "variant"
     source: str = ""
     set: dict[str, Any] = {}  # 'stage.key' -> value; 'stages' -> what it goes through instead of the method's
+
+
+class Departure(Frozen):
+    """Something that is not as the authors do it, in words, and the arms that it concerns."""
+
+    text: str
+    stage: StageKind | Literal[""] = ""  # those with such a stage; '': all
+    size: str = ""  # those of this size
+    when: dict[str, Scalar] = {}  # those whose stage has these values: 'options.tokenizer' -> 'trained'
 
 
 class Method(Frozen):
@@ -277,7 +347,7 @@ class Method(Frozen):
     summary: str
     stages: tuple[StageKind, ...]  # in order, the last one is what a task evaluates
     fidelity: Fidelity
-    departures: tuple[str, ...] = ()
+    departures: tuple[Departure, ...] = ()
     model: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}  # stage -> the method's own numbers
     recipe: dict[str, dict[str, Any]] = {}  # stage -> the published recipe, without `source`
@@ -299,6 +369,7 @@ class PlannedArm(Frozen):
     metric: str
     fidelity: Fidelity
     departures: tuple[str, ...] = ()  # of the method's code from the reference, in words
+    published: str = ""  # id of the published row beside it
     stages: dict[int, dict[str, str]]  # seed -> role (tokenizer, teacher, pretrain, ..., evaluate) -> key
 
 
@@ -308,48 +379,3 @@ class Plan(Frozen):
     study: Study
     arms: tuple[PlannedArm, ...]
     stages: dict[str, Stage]
-
-
-T = TypeVar("T", bound=BaseModel)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dictionary; BenchError names the file and the line."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BenchError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BenchError(f"{path}: {error}") from None
-
-
-def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """`values` as a `kind`; every mistake in them is named, with its value and the nearest known key."""
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        lines = [_mistake(kind, item) for item in error.errors()]
-        raise BenchError(f"{where}: " + "; ".join(lines)) from None
-
-
-def _mistake(kind: type[BaseModel], item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = _fields_at(kind, item["loc"][:-1])
-        return f"unknown key {place!r}.{nearest(str(item['loc'][-1]), known)}"
-    if item["type"] == "missing":
-        return f"{place!r} is missing"
-    return f"{place} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-def _fields_at(kind: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
-    """Field names of the model nested at `place`, as far as it can be followed."""
-    for part in place:
-        field = kind.model_fields.get(str(part))
-        if field is None:
-            continue
-        inner = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type)]
-        models = [a for a in inner if issubclass(a, BaseModel)]
-        if models:
-            kind = models[0]
-    return list(kind.model_fields)

@@ -27,7 +27,7 @@ __all__ = [
     "runs_folder", "save_plan", "studies", "write_atomic", "write_json",
 ]  # fmt: skip
 
-FORMAT = 1  # of a run folder; raised when an older bench could not read it
+FORMAT = 2  # of a run folder; raised when an older bench could not read it
 State = Literal["pending", "running", "interrupted", "failed", "done"]
 
 
@@ -86,7 +86,13 @@ class Run(NamedTuple):
                 f"{self.root} was written by another version of bench (format {made_by}, this one reads {FORMAT}); "
                 "use that version, or another --output-dir"
             )
-        stage = parse(Stage, body["stage"], str(self.path("stage.json")))
+        try:
+            stage = parse(Stage, body["stage"], str(self.path("stage.json")))
+        except BenchError as error:
+            raise BenchError(
+                f"{error}; {self.root} was written by bench {body.get('bench')}, this is {bench.__version__}: "
+                "use that version, or another --output-dir"
+            ) from None
         if stage.key != body["key"]:
             raise BenchError(
                 f"{self.root} was written by bench {body.get('bench')} and its key {body['key']} is {stage.key} here: "
@@ -166,7 +172,9 @@ class Run(NamedTuple):
             except (ValueError, TypeError):
                 if number != last:
                     shown = line[:80].decode(errors="replace")
-                    raise BenchError(f"{path}, line {number + 1} is damaged: {shown!r}") from None
+                    raise BenchError(
+                        f"{path}, line {number + 1} is damaged: {shown!r}; delete {self.root} to compute it again"
+                    ) from None
         return found
 
     def rewind(self, step: int) -> None:
@@ -268,7 +276,10 @@ def read_plan(output: Path, study: str) -> Plan:
     path = Path(output) / "studies" / study / "plan.json"
     if not path.exists():
         raise unknown("study that was run", study, studies(output))
-    return parse(Plan, read_json(path), str(path))
+    try:
+        return parse(Plan, read_json(path), str(path))
+    except BenchError as error:
+        raise BenchError(f"{error}. `bench run {study}` of this version of bench plans it anew") from None
 
 
 def studies(output: Path) -> list[str]:

@@ -40,11 +40,21 @@ def study_files(where: Places) -> dict[str, Path]:
 
 
 def read_task(name: str, where: Places) -> Task:
-    """The task `name`; BenchError offers the nearest."""
+    """The task `name`; BenchError offers the nearest.
+
+    One that only scores the models of another has its protocol, but for what it says itself.
+    """
     files = task_files(where)
     if name not in files:
         raise unknown("task", name, files)
-    return task_from(files[name])
+    task = task_from(files[name])
+    if not task.evaluates:
+        return task
+    if task.evaluates in files and task_from(files[task.evaluates]).evaluates:
+        raise BenchError(f"{files[name]}: evaluates = {task.evaluates!r}, but nothing is trained on that task, either")
+    trained = read_task(task.evaluates, where)
+    own = {key: getattr(task.protocol, key) for key in task.protocol.model_fields_set}
+    return task.model_copy(update={"protocol": trained.protocol.model_copy(update=own)})
 
 
 def task_from(path: Path) -> Task:

@@ -25,6 +25,7 @@ from bench.flops import flops_per_image, peak_flops
 from bench.loader import Batch, Images, View, load, loader, ready
 from bench.meter import Journal, Meter
 from bench.objective import Objective
+from bench.references import Watch
 from bench.sampler import Batches, is_paired
 from bench.settings import Settings
 from bench.settled import steps_of
@@ -95,6 +96,7 @@ class Trainer:
             writes=self.accelerator.is_main_process,
             **whole,
         )
+        self.journal.watch = Watch(stage)
         self.best: Best | None = None
         if self.recipe.select == "best" and "minival" not in material.evaluations:
             raise BenchError("select = 'best' chooses by the split minival, which this stage has not; use 'last'")

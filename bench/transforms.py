@@ -85,9 +85,13 @@ def two_views(recipe: Recipe, model: Model, protocol: Protocol, *, token_size: i
 
 
 def eval_view(protocol: Protocol) -> View:
-    """The view for scoring: short side to floor(resolution / crop_ratio), antialiased by Pillow; centre crop."""
+    """The view for scoring: short side to floor(resolution / crop_ratio), antialiased by Pillow; centre crop.
+
+    If the protocol says `whole` both sides become that long, as transformers' image processors have it.
+    """
     return _EvalView(
-        short_side=math.floor(protocol.resolution / protocol.crop_ratio),
+        side=math.floor(protocol.resolution / protocol.crop_ratio + 1e-6),
+        whole=protocol.whole,
         size=protocol.resolution,
         resampling=RESAMPLING[protocol.interpolation],
     )
@@ -243,12 +247,14 @@ class _PretrainView:
 
 @dataclass(frozen=True)
 class _EvalView:
-    short_side: int
+    side: int
+    whole: bool
     size: int
     resampling: Image.Resampling
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
-        image = vision.resize(sample["image"], self.short_side, vision.InterpolationMode(self.resampling.name.lower()))
+        side = [self.side] * 2 if self.whole else self.side
+        image = vision.resize(sample["image"], side, vision.InterpolationMode(self.resampling.name.lower()))
         return {"image": as_tensor(vision.center_crop(image, self.size)), "label": sample["label"]}
 
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bench.averaging import AveragedWeights
+from bench.batchnorm import share_batch_norms
 from bench.checkpoint import Weights
 from bench.devices import autocast
 from bench.dropout import fix_dropout, own_dropouts
@@ -61,9 +62,21 @@ class Update:
             _checkpoint_gradients(self.objective)
         if settings.compile:
             self.objective.compile()
+        self._share_batch_norms(settings)
         self.model = self.accelerator.prepare_model(self.objective)
         if self.recipe.model_ema:  # only now: DDP gives the parameters other memory
             self.average = AveragedWeights(self.objective, self.recipe.model_ema)
+
+    def _share_batch_norms(self, settings: Settings) -> None:
+        """Batch norms of a decoder see what all processes hold at once, which may be less than a batch."""
+        processes, whole = self.accelerator.num_processes, self.recipe.batch_size
+        if not self.stage.model.decoder:
+            return
+        if processes > 1:
+            share_batch_norms(self.objective, self.accelerator.device)
+        held = (settings.micro_batch_size or whole) * processes
+        if held < whole and any(isinstance(layer, nn.BatchNorm2d) for layer in self.objective.modules()):
+            log.warning("batch norm sees %d images at once and not %d, which changes what is learned", held, whole)
 
     def __call__(self, step: int, micro_batches: list[Batch]) -> Done:
         """Take optimiser step `step` (from 0) on this process's part of the global batch."""

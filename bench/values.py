@@ -137,4 +137,6 @@ def settle(kind: StageKind, layers: Iterable[Layer], published: int) -> dict[str
             if stage == kind or (stage == "model" and (kind not in APART or text in SHARED)):
                 written = Written(value, layer.origin_of(text), number < published)
                 history.setdefault(f"{part}.{name}", []).append(written)
+                if text == f"{kind}.epochs" and f"{kind}.steps" not in layer.values and "recipe.steps" in history:
+                    history["recipe.steps"].append(written._replace(value=0))  # who counts in epochs means them
     return history

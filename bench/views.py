@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import power, watching
 from bench.forecast import Forecast
 from bench.plan import Drawn
 from bench.progress import duration, name_of
 from bench.run import Outcome
-from bench.spec import BenchError, Plan, Stage
+from bench.settings import read_settings
+from bench.spec import BenchError, Plan, Stage, Start
 from bench.store import Run
 from bench.values import Written
 
 if TYPE_CHECKING:
     from bench.compare import Report
+    from bench.differing import Differing
 
 Row = dict[str, str]
+ON_PAGE = ("parameters", "fidelity", "departures")  # columns of a report that a terminal has no room for
+MISSING_SHOWN = 20  # lines
 
 
 def aligned(rows: Sequence[Row]) -> str:
@@ -37,11 +44,11 @@ def aligned(rows: Sequence[Row]) -> str:
 
 def short(number: float, unit: str = "") -> str:
     """1234567 -> '1.23 M'; three digits and a prefix."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
         if abs(number) < 999.5:
             return f"{number:.3g} {prefix}{unit}".strip()
         number /= 1000
-    return f"{number:.4g} E{unit}"
+    return f"{number:.3g} Z{unit}"
 
 
 def plan_rows(forecasts: Sequence[Forecast], stages: dict[str, Stage]) -> list[Row]:
@@ -51,7 +58,7 @@ def plan_rows(forecasts: Sequence[Forecast], stages: dict[str, Stage]) -> list[R
             "run": f.stage.folder,
             "stage": name_of(f.stage),
             "state": f.state,
-            "after": ", ".join(stages[key].folder for key in f.stage.parents.values()) or "-",
+            "after": ", ".join(_before(f.stage, stages)) or "-",
             "steps": f"{f.cost.steps:,}",
             "images": short(f.cost.images),
             "parameters": short(f.cost.parameters),
@@ -64,12 +71,21 @@ def plan_rows(forecasts: Sequence[Forecast], stages: dict[str, Stage]) -> list[R
     ]
 
 
+def _before(stage: Stage, stages: dict[str, Stage]) -> list[str]:
+    """What a stage starts from: folders of earlier stages, and weights from outside."""
+    return [*(stages[key].folder for key in stage.parents.values()), *([stage.start.id] if stage.start else [])]
+
+
 def plan_text(plan: Plan, forecasts: Sequence[Forecast]) -> str:
     """The graph of stages with their costs, what it adds up to, and what departs from the papers."""
     title = f"{plan.study.name}: {len(plan.arms)} arms"
     parts = [title, "", aligned(plan_rows(forecasts, plan.stages)), "", totals(forecasts)]
+    parts += filter(None, [sharing(plan, forecasts)])
+    parts += ["", "data", "", aligned(data_rows(plan))]
     if rows := departures(plan):
         parts += ["", "differs from the published recipe", "", aligned(rows)]
+    if told := power.sentences(plan):
+        parts += ["", *told]
     return "\n".join(parts)
 
 
@@ -84,6 +100,35 @@ def totals(forecasts: Sequence[Forecast]) -> str:
         f"{len(forecasts)} stages, {done} done, {len(left)} to do: {short(images)} images, {short(flops)} FLOPs, "
         f"{short(sum(f.cost.disk for f in left), 'B')} of disk, {took}"
     )
+
+
+def sharing(plan: Plan, forecasts: Sequence[Forecast]) -> str:
+    """What the plan would add up to if no arm used a stage of another; '' where none does."""
+    costs = {f.stage.key: f.cost for f in forecasts}
+    alone = [costs[key] for arm in plan.arms for by_role in arm.stages.values() for key in by_role.values()]
+    if len(alone) == len(costs):
+        return ""
+    once, apart = (sum(cost.flops for cost in found) for found in (costs.values(), alone))
+    images = sum(cost.images for cost in alone)
+    return (
+        f"shared by several arms or seeds, counted once: without sharing {len(alone)} stages, {short(images)} images, "
+        f"{short(apart)} FLOPs ({apart / once:.3g} times as many)"
+    )
+
+
+def data_rows(plan: Plan) -> list[Row]:
+    """Every split that a stage sees, once: how much it holds, and what of it is left out."""
+    used: dict[tuple[str, ...], list[str]] = {}
+    for stage in plan.stages.values():
+        for role, data in stage.data.items():
+            split = (f"{data.dataset}/{data.split}", f"{data.images:,}", data.labels or "all")
+            found = (*split, data.manifest or "generated", data.shortfall or "nothing")
+            used.setdefault(found, []).append(f"{stage.kind} ({role})")
+    names = ("data", "images", "labels", "root hash", "left out")
+    return [
+        dict(zip(names, split, strict=True)) | {"seen by": ", ".join(dict.fromkeys(kinds))}
+        for split, kinds in used.items()
+    ]
 
 
 def departures(plan: Plan) -> list[Row]:
@@ -133,6 +178,7 @@ def plan_json(drawn: Drawn, forecasts: Sequence[Forecast]) -> dict[str, Any]:
             for f in forecasts
         ],
         "departures": departures(drawn.plan),
+        "detectable": power.sentences(drawn.plan),
     }
 
 
@@ -171,9 +217,12 @@ def report_text(report: Report) -> str:
     """The main tables and the answers of a report, and where it lies."""
     parts = []
     for task, rows in report.rows.items():
-        parts += [task, "", aligned([{name: str(cell) for name, cell in row.items()} for row in rows]), ""]
-    parts += [*report.answer, *(f"missing: {name}" for name in report.missing)]
-    parts += ["", f"report: {report.folder / 'report.md'}"]
+        parts += [task, "", aligned([{name: row[name] for name in row if name not in ON_PAGE} for row in rows]), ""]
+    parts += [*report.answer, *(f"missing: {name}" for name in report.missing[:MISSING_SHOWN])]
+    if len(report.missing) > MISSING_SHOWN:
+        parts.append(f"missing: {len(report.missing) - MISSING_SHOWN} more, all in the report")
+    parts += [f"claim {claim.text!r} on {claim.task}: {claim.sentence}; {claim.why}" for claim in report.claims]
+    parts += ["", f"report: {report.folder / 'report.html'} and {report.folder / 'report.md'}, tables beside them"]
     return "\n".join(parts)
 
 
@@ -185,7 +234,48 @@ def report_json(report: Report) -> dict[str, Any]:
         "missing": list(report.missing),
         "answer": list(report.answer),
         "rows": report.rows,
+        "claims": [claim._asdict() for claim in report.claims],
     }
+
+
+def differing_text(found: Sequence[Differing]) -> str:
+    """What differs between two arms or runs, a table for each reason."""
+    if not found:
+        return "nothing differs"
+    parts = []
+    for why in dict.fromkeys(one.why for one in found):
+        rows = [
+            {
+                "stage": one.stage or "all",
+                "key": one.key,
+                "first": shown(one.first),
+                "second": shown(one.second),
+                "because of": " / ".join(dict.fromkeys(filter(None, one.origins))),
+            }
+            for one in found
+            if one.why == why
+        ]
+        parts += [why, "", aligned(rows), ""]
+    return "\n".join(parts[:-1])
+
+
+@contextmanager
+def screen() -> Iterator[Callable[[watching.Table], None]]:
+    """Where a study is watched: a terminal is redrawn, anything else gets one look after another."""
+    if not sys.stdout.isatty():
+        yield lambda table: print(watch_text(table), flush=True)
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as live:
+        yield lambda table: live.update(Text(watch_text(table)), refresh=True)
+
+
+def watch_text(table: watching.Table) -> str:
+    """A study under way: arms x stages, and why any of them failed."""
+    head = f"{table.study}: {table.finished} of {table.total} stages done"
+    return "\n".join([head, "", aligned(watching.rows(table)), *watching.errors(table)])
 
 
 def run_row(run: Run) -> Row:
@@ -209,6 +299,7 @@ def run_json(run: Run) -> dict[str, Any]:
         "folder": str(run.root),
         "key": stage.key,
         "status": {name: value for name, value in status._asdict().items() if name != "outputs"},
+        "weights_from_outside": [{"stage": kind, **start.model_dump()} for kind, start in _outside(run)],
         "holder": run.holder(),
         "attempts": run.attempts(),
         "results": run.results() if status.state == "done" else None,
@@ -223,6 +314,7 @@ def run_text(run: Run) -> str:
     lines = [f"{run.root}", f"{name_of(stage)}: {status.state}, step {status.step:,} of {status.steps:,}"]
     if status.error:
         lines.append(f"error: {status.error}")
+    lines += [f"weights from outside, {kind}: {_start(start)}" for kind, start in _outside(run)]
     lines += [_attempt(attempt) for attempt in run.attempts()]
     if status.state == "done":
         lines += ["", "results", *(f"  {name}: {value}" for name, value in run.results().items())]
@@ -235,6 +327,21 @@ def run_text(run: Run) -> str:
         lines += ["", aligned(rows)]
     lines += ["", "values", aligned(_values(stage))]
     return "\n".join(lines)
+
+
+def _outside(run: Run) -> list[tuple[str, Start]]:
+    """The weights from outside that a run goes back to, with the kind of the stage that starts from them."""
+    stage = run.stage()
+    folders = read_settings(run).parents if stage.parents and run.path("launch.json").is_file() else {}
+    earlier = [Run(Path(folder)) for folder in folders.values() if (Path(folder) / "stage.json").is_file()]
+    before = [found for parent in earlier for found in _outside(parent)]
+    return [*before, *([(stage.kind, stage.start)] if stage.start else [])]
+
+
+def _start(start: Start) -> str:
+    """Weights from outside: what they are, and where they were found."""
+    revision = f", revision {start.revision[:12]}" if start.revision else ""
+    return f"{start.id}, sha256 {start.digest}{revision}, in {start.root}"
 
 
 def _attempt(facts: dict[str, Any]) -> str:

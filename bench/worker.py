@@ -18,12 +18,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from bench import building, checkpoint
-from bench.datasets import Source, open_source
+from bench.datasets import Source, open_source, root_of
 from bench.devices import connect
 from bench.evaluate import Split, evaluate, per_class, scored, write_predictions
 from bench.neighbours import nearest_neighbours
+from bench.partial import Partial
 from bench.pictures import write_pictures
-from bench.scoring import Classification, Scorer, Segmentation
+from bench.scoring import Scorer, Segmentation, classifier
 from bench.settings import Settings, read_settings
 from bench.settled import steps_of
 from bench.spec import BenchError, Data, Stage
@@ -35,14 +36,15 @@ log = logging.getLogger("bench.worker")
 
 DONE, FAILED, BUSY, INTERRUPTED = 0, 1, 3, 75
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+NEIGHBOURS = "neighbours.parquet"  # what a probe's images were voted to be, image by image
 SCORED_AT_ONCE = 64  # images, where the launcher sets no limit
+MAPS_AT_ONCE = 16  # with label maps, which take longer: after so many the rows are kept
 Verdict = Literal["go", "done", "busy"]
 
 
 def main(folders: Sequence[str]) -> int:
     """Work on run folders in order, until one is not finished."""
-    first = os.environ.get("RANK", "0") == "0"  # the others would say the same
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format=LOG_FORMAT)
+    logging.basicConfig(level=logging.INFO if _is_first() else logging.WARNING, format=LOG_FORMAT)
     with stop_on_signals() as stop:
         for number, folder in enumerate(folders):
             if number and any(gather_object([stop.asked])):
@@ -53,6 +55,11 @@ def main(folders: Sequence[str]) -> int:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return DONE
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all: the others would say the same, and read the same files."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def work(run: Run, stop: Stop) -> int:
@@ -103,16 +110,21 @@ def _lease(run: Run, accelerator: Accelerator) -> Iterator[Verdict]:
 def _begin(run: Run, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         stage = run.stage()
-        run.set_status("running", steps=steps_of(stage) if stage.recipe else 0)
+        run.set_status("running", steps=_length(stage))
         run.log_attempt("started", processes=accelerator.num_processes, device=str(accelerator.device))
         write_json(run.path("environment.json"), environment())
     accelerator.wait_for_everyone()
 
 
+def _length(stage: Stage) -> int:
+    """Steps of a training, images of an evaluation."""
+    return steps_of(stage) if stage.recipe else stage.data["val"].images
+
+
 def _interrupt(run: Run, accelerator: Accelerator, stopped: Interrupted) -> None:
     log.info("%s", stopped)
     if accelerator.is_main_process:
-        run.set_status("interrupted", step=stopped.step, steps=steps_of(run.stage()))
+        run.set_status("interrupted", step=stopped.step, steps=_length(run.stage()))
         run.log_attempt("interrupted", exit_code=INTERRUPTED, step=stopped.step)
 
 
@@ -130,10 +142,35 @@ def _carry_out(context: Context) -> None:
     run, stage = context.run, context.run.stage()
     results, outputs = (_score if stage.kind == "evaluate" else _learn)(stage, context)
     if context.accelerator.is_main_process:
-        run.finish(results, outputs)
+        run.finish({**results, "data": _quoted(stage)}, outputs)
         run.log_attempt("done", exit_code=DONE)
         checkpoint.clear(run.path("checkpoints"))
     context.accelerator.wait_for_everyone()
+
+
+def _quoted(stage: Stage) -> dict[str, Any]:
+    """The splits a stage has seen, by role, with the root hash of their files."""
+    return {
+        role: {
+            "dataset": data.dataset,
+            "split": data.split,
+            "images": data.images,
+            "manifest": data.manifest or "generated",
+            "identity": data.identity,
+            **({"labels": data.labels} if data.labels else {}),
+            **({"shortfall": data.shortfall} if data.shortfall else {}),
+        }
+        for role, data in stage.data.items()
+    }
+
+
+def _shortfalls(run: Run) -> list[str]:
+    """Why a score is not reportable: what was left out of the data of any stage that led to it."""
+    told = [f"{data.dataset}/{data.split}: {data.shortfall}" for data in run.stage().data.values() if data.shortfall]
+    before = read_settings(run).parents.values() if run.path("launch.json").exists() else ()
+    for folder in before:
+        told += _shortfalls(Run(Path(folder)))
+    return list(dict.fromkeys(told))
 
 
 def _learn(stage: Stage, context: Context) -> tuple[dict[str, Any], list[str]]:
@@ -148,34 +185,45 @@ def _learn(stage: Stage, context: Context) -> tuple[dict[str, Any], list[str]]:
     outputs = [f"final/{path.name}" for path in sorted(run.path("final").glob("*.safetensors"))]
     if stage.kind == "probe":
         known = split(stage, "train", settings)
-        results["metrics"] = {"knn_top1": nearest_neighbours(objective, known, splits["val"], accelerator)}
+        answers = nearest_neighbours(objective, known, splits["val"], accelerator)
+        results["metrics"] = {"knn_top1": answers.top1}
     if accelerator.is_main_process:
+        if stage.kind == "probe":
+            answers.write(run.path(NEIGHBOURS), splits["val"].source)
+            outputs.append(NEIGHBOURS)
         write_pictures(run.path("pictures.npz"), objective, stage, *shown, results["precision"])
+    outputs += [building.ADOPTED] if stage.start else []
     return results, [*outputs, "pictures.npz", "records.jsonl"]
 
 
 def _score(stage: Stage, context: Context) -> tuple[dict[str, Any], list[str]]:
-    """Score what an earlier stage learned, and its averaged weights apart; returns results and files made."""
+    """Score what an earlier stage learned, and its averaged weights apart, or weights from outside.
+
+    Returns results and the files made.
+    """
     run, settings, accelerator, _ = context
-    parent = Run(Path(settings.parents[stage.parents["model"]]))
-    objective = building.trained(parent).to(accelerator.device)
-    asked = split(stage, "val", settings, precision=_precision(parent))
-    found, averaged = evaluate(objective, asked, accelerator, logits=True), None
+    objective = building.scored(stage, run).to(accelerator.device)
+    parent = None if stage.start else Run(Path(settings.parents[stage.parents["model"]]))
+    asked = split(stage, "val", settings, precision=_precision(parent) if parent else str(stage.options["precision"]))
+    kept = Partial(run.path("checkpoints", "model"))
+    found, averaged = evaluate(objective, asked, accelerator, logits=True, partial=kept, stop=context.stop), None
     if accelerator.is_main_process:
         write_pictures(run.path("pictures.npz"), objective, stage, asked.source, asked.view, asked.precision)
     metrics = dict(found.metrics)
-    if parent.path("final", "ema.safetensors").exists():
+    if parent and parent.path("final", "ema.safetensors").exists():
         objective.load_trainable_state(checkpoint.load_weights(parent.path("final", "ema.safetensors")))
-        averaged = evaluate(objective, asked, accelerator)
+        kept = Partial(run.path("checkpoints", "ema"))
+        averaged = evaluate(objective, asked, accelerator, partial=kept, stop=context.stop)
         metrics |= {f"{name}_ema": value for name, value in averaged.metrics.items()}
     if accelerator.is_main_process:
         write_predictions(run.path("predictions.parquet"), found, asked.source, averaged)
-    data = stage.data["val"]
+    data, shortfalls = stage.data["val"], _shortfalls(run)
     results = {
         "metrics": metrics,
         "n": len(asked.source),
         "split": data.split,
-        "reportable": data.limit is None,
+        "reportable": not shortfalls,
+        "not_reportable_because": shortfalls,
         "protocol": stage.protocol.model_dump(mode="json"),
         "per_class": per_class(asked, found),
     }
@@ -200,17 +248,18 @@ def _scored_roles(stage: Stage) -> list[str]:
 def split(stage: Stage, role: str, settings: Settings, *, precision: str | None = None) -> Split:
     """One of a stage's splits, to be scored by its protocol."""
     classes = stage.model.classes
-    scorer: Scorer = Classification(classes)
-    if stage.model.decoder:
-        scorer = Segmentation(classes, stage.protocol.ignore_label)
+    seen = source(stage.data[role], settings)
+    scorer: Scorer = Segmentation(classes, stage.protocol.ignore_label)
+    if not stage.model.decoder:
+        scorer = classifier(classes, stage.protocol, seen)
     return Split(
-        source=source(stage.data[role], settings),
+        source=seen,
         view=building.scoring_view(stage),
         scorer=scorer,
         protocol=stage.protocol,
         window=stage.model.image_size if stage.model.decoder else stage.protocol.resolution,
         precision=precision or (stage.recipe.precision if stage.recipe else "fp32"),
-        batch_size=settings.micro_batch_size or SCORED_AT_ONCE,
+        batch_size=settings.micro_batch_size or (MAPS_AT_ONCE if stage.model.decoder else SCORED_AT_ONCE),
         workers=settings.workers,
     )
 
@@ -221,8 +270,8 @@ def source(data: Data, settings: Settings) -> Source:
     if settings.max_unreadable:
         options["max_unreadable"] = settings.max_unreadable
     root = data.root or settings.roots.get(data.dataset)
-    found = open_source(data.dataset, data.split, root=root, options=options, limit=data.limit)
-    if found.identity() != data.identity:
+    found = open_source(data.dataset, data.split, root=root, options=options, limit=data.limit, labels=data.labels)
+    if found.identity() != data.identity or (_is_first() and root_of(found) != data.manifest):
         raise BenchError(f"{data.dataset}/{data.split} has changed since the stage was planned; run the command again")
     return found
 

@@ -42,3 +42,10 @@ def test_input_compares_our_views_with_plain_pipelines():
     assert {"torchvision, float", "timm, float", "bench, uint8", "as the authors, float"} <= set(names)
     for _, rate, ratio in found:
         assert re.fullmatch(r"[\d,]+", rate) and float(ratio) > 0
+
+
+def test_analysis_compares_the_statistics_with_a_plain_bootstrap():
+    few = ["--arms", "2", "--seeds", "2", "--images", "200", "--draws", "50", "--plain-draws", "2"]
+    said = printed("analysis.py", *few)
+    assert "2 arms, 2 seeds, 200 images, 50 draws" in said
+    assert re.search(r"analysis [\d.]+, of it bootstrap [\d.]+; plain bootstrap \d+ \(from 2 draws\); ratio \d+", said)

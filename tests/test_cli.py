@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from bench.asking import request
 from bench.cli import app
+from bench.options import Selection
+from bench.plan import make_plan
 from bench.spec import Data, Model, Protocol, Recipe, Stage
-from bench.store import Run
+from bench.store import Run, save_plan
 
 # Numbers of our own, so that tuning the demo does not change a test.
 NUMBERS = ("supervised.epochs=4", "supervised.batch_size=50", "supervised.warmup_epochs=0", "supervised.lr=1e-3")
@@ -82,6 +85,12 @@ def test_flags_change_a_study(here: Path) -> None:
     assert body["study"]["name"] == "own"
     assert {stage["stage"]["model"]["size"] for stage in body["stages"]} == {"nano"}
     assert sorted(body["arms"][0]["stages"]) == ["0", "3"]
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_nothing(here: Path) -> None:
+    shown = bench("run", *VIT, "--dry-run", "--output-dir", str(here / "never")).stdout
+    assert shown == bench("plan", *VIT, "--output-dir", str(here / "never")).stdout
+    assert not (here / "never").exists()
 
 
 def test_underscores_are_taken_for_dashes() -> None:
@@ -196,3 +205,25 @@ def test_a_comparison_from_one_end_to_the_other() -> None:
     runs_folder = Path("results/runs")
     next(runs_folder.glob("evaluate-*/predictions.parquet")).unlink()
     assert "missing" in bench("compare", "mine", code=4).stdout
+
+
+def test_seeds_are_added_to_those_of_the_last_run(tmp_path: Path) -> None:
+    def seeds(**options: Any) -> tuple[int, ...]:
+        selection = Selection(method=["vit"], task=["demo"], **{"size": "nano", **options})
+        return request(selection, tmp_path).study.seeds
+
+    assert seeds() == (0,)
+    assert seeds(add_seeds=2) == (0, 1, 2)
+    asked = request(Selection(method=["vit"], task=["demo"], size="nano", add_seeds=2), tmp_path)
+    save_plan(tmp_path, make_plan(asked))
+    assert seeds(add_seeds=1) == (0, 1, 2, 3)
+    assert seeds(add_seeds=1, size="tiny") == (0, 1)  # another study
+    assert "--add-seeds" in bench("run", "--help").stdout
+
+
+def test_a_study_on_published_data_is_planned_before_anybody_has_them() -> None:
+    told = bench("plan", "beit-table4").stdout
+    assert "imagenet/train  1,281,167  all     not looked at" in told
+    assert "without sharing 42 stages" in told
+    assert told.count("pretrain beit:pixels imagenet1k") == 1
+    assert "imagenet" in refused("run", "beit-table4")

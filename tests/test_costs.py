@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from bench import backbones, building, costs, forecast, tokenizers
-from bench.objective import Objective
+from bench.objective import Objective, segment
 from bench.plan import Request, make_plan
-from bench.spec import Arm, Model, Plan, Recipe, Stage, Study
+from bench.spec import Arm, Model, Plan, Protocol, Recipe, Stage, Study
 from bench.store import Run
 from bench.tasks import places, read_study
 
@@ -30,6 +31,7 @@ def counted(module: torch.nn.Module, *inputs: torch.Tensor) -> tuple[int, float]
         Model(trunk="vit", distilled=True, **SMALL),
         Model(trunk="beit", **SMALL),
         Model(trunk="beit", position="relative", layer_scale=0.1, **SMALL),
+        Model(trunk="vit", mlp_ratio=2.5, **SMALL),
         Model(trunk="beit", position="shared-relative", layer_scale=1e-4, **SMALL),
     ],
     ids=lambda model: f"{model.trunk}-{model.position}{'-distilled' if model.distilled else ''}",
@@ -54,6 +56,22 @@ def test_a_tokenizer_costs_what_the_formula_says() -> None:
     assert encoder.flops + counter.get_total_flops() == whole.flops
 
 
+@pytest.mark.parametrize("patch_size", [8, 16])
+@pytest.mark.parametrize("decoder", ["linear", "setr-pup", "upernet"])
+def test_a_segmentation_network_costs_what_the_formula_says(decoder: str, patch_size: int) -> None:
+    shape = {**SMALL, "image_size": 64, "patch_size": patch_size, "classes": 5, "decoder": decoder}
+    model = Model(trunk="vit", **shape)
+    network = segment(model, Recipe(), ignore_label=255).train()
+    for block in network.backbone.blocks:
+        block.attn.fused_attn = False
+    stage = Stage(kind="finetune", method="vit", task="t", model=model, protocol=Protocol())
+    expected = costs.network(stage, {})
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected.parameters
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.predict({"image": torch.zeros(2, 3, 64, 64)})
+    assert counter.get_total_flops() == 2 * expected.flops
+
+
 def plan_of(*methods: str) -> Plan:
     arms = tuple(Arm(method=method) for method in methods)
     return make_plan(Request(Study(name="c", tasks=("demo",), size="nano", arms=arms), places()))
@@ -62,6 +80,14 @@ def plan_of(*methods: str) -> Plan:
 def built(stage: Stage, plan: Plan) -> Objective:
     parts = {role: built(plan.stages[key], plan) for role, key in stage.parents.items() if role != "start"}
     return building._built(stage, parts)  # type: ignore[arg-type]
+
+
+def test_dalles_encoder_costs_what_the_formula_says() -> None:
+    with torch.device("meta"), torch.no_grad():
+        codebook = FlavaImageCodebook(FlavaImageCodebookConfig())
+        with FlopCounterMode(display=False) as counter:
+            codebook(torch.empty(1, 3, 64, 64, device="meta"))
+    assert costs.dalle(8) == (sum(p.numel() for p in codebook.parameters()), counter.get_total_flops())
 
 
 def test_every_stage_of_the_demo_trains_as_many_parameters_as_planned() -> None:

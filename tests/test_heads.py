@@ -54,10 +54,10 @@ def test_a_probe_reads_class_token_and_mean_patch_of_every_block():
 
 
 def test_the_linear_decoder_puts_each_patch_where_it_was():
-    decoder = LinearSegmentation(12, 3, size=32)
+    decoder = LinearSegmentation(12, 3, size=32, depth=2)
     patches = torch.zeros(1, 16, 12)
     patches[:, 6, :6] = 5.0  # row 1, column 2 of 4 x 4
-    change = (decoder(patches) - decoder(torch.zeros(1, 16, 12))).abs().sum(1)[0]
+    change = (decoder(patches)["logits"] - decoder(torch.zeros(1, 16, 12))["logits"]).abs().sum(1)[0]
     row, column = divmod(change.argmax().item(), 32)
     assert (row // 8, column // 8) == (1, 2)
     assert change[24:, :8].max() == 0
@@ -65,12 +65,12 @@ def test_the_linear_decoder_puts_each_patch_where_it_was():
 
 @pytest.mark.parametrize(("patch_size", "size", "steps"), [(16, 64, 4), (8, 32, 3), (6, 24, 3)])
 def test_progressive_upsampling_undoes_the_patches(patch_size, size, steps):
-    decoder = SetrPup(12, 3, size=size, patch_size=patch_size, channels=8)
+    decoder = SetrPup(12, 3, size=size, patch_size=patch_size, depth=2, channels=8)
     assert len(decoder.steps) == steps
-    assert decoder(torch.randn(2, 16, 12)).shape == (2, 3, size, size)
+    assert decoder(torch.randn(2, 16, 12))["logits"].shape == (2, 3, size, size)
 
 
 def test_progressive_upsampling_of_one_image_does_not_depend_on_the_others():
-    decoder = SetrPup(12, 3, size=64, patch_size=16, channels=8).train()
+    decoder = SetrPup(12, 3, size=64, patch_size=16, depth=2, channels=8).train()
     patches = torch.randn(4, 16, 12)
-    torch.testing.assert_close(decoder(patches)[:1], decoder(patches[:1]))
+    torch.testing.assert_close(decoder(patches)["logits"][:1], decoder(patches[:1])["logits"])

@@ -14,20 +14,24 @@ ROOT = Path(bench.__file__).parent
 # From the bottom up; a module imports from its own layer or from below. What is not named is one of the parts.
 PARTS = 1
 LAYERS = (
-    {"", "spec", "seeds", "files", "lease", "environment", "store"},
+    {"", "spec", "mistakes", "seeds", "files", "lease", "environment", "store", "power", "references"},
     {"datasets", "settings", "tasks", "values"},
     {"methods"},
-    {"layers", "settled", "costs", "plan"},
-    {"train", "update", "evaluate", "checkpoint", "scoring", "neighbours", "pictures", "building"},
-    {"worker", "launch", "run", "forecast"},
-    {"options", "asking", "progress", "views", "listing", "cli", "__main__"},
+    {"layers", "settled", "fidelity", "costs", "plan", "toy"},
+    {"train", "update", "evaluate", "checkpoint", "scoring", "partial", "neighbours", "pictures", "building"}
+    | {"hub", "adopting", "importing", "card", "exporting"},  # checkpoints in and out
+    {"worker", "launch", "run", "forecast", "evaluating"},
+    {"differing", "watching", "options", "asking", "progress", "views", "listing"}
+    | {"checkpoint_commands", "data_commands", "cli", "__main__"},
 )
 PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
 BESIDE = {"compare"}  # sees only the first layer, and is seen by the command line
 HEAVY = {"torch", "torchvision", "timm", "transformers", "accelerate", "pandas", "scipy", "matplotlib", "sklearn"}
 WITHOUT_TORCH = (
-    "spec", "store", "files", "lease", "environment", "values", "layers", "settled", "plan", "costs", "tasks", "run",
-    "launch", "forecast", "options", "asking", "progress", "views", "listing", "cli", "compare", "settings",
+    "spec", "mistakes", "store", "files", "lease", "environment", "values", "layers", "settled", "fidelity", "plan", "toy",
+    "costs", "tasks", "run", "launch", "forecast", "differing", "watching", "options", "asking", "progress", "views", "listing", "cli", "compare", "settings",
+    "locate", "evaluating", "starting", "card", "checkpoint_commands",
+    "datasets", "counting", "manifest", "completeness", "subsets", "inspection", "duplicates", "data_commands",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.map_views import distorted, map_eval_view, map_train_view
+from bench.map_views import distorted, map_eval_view, map_train_view, sizes
 from bench.seeds import forked
 from bench.spec import Model, Protocol, Recipe
 
@@ -111,3 +111,21 @@ def test_odd_sizes_give_whole_views(size):
         out = seen(view, seed, painted(*size))
         assert out["image"].shape == (3, 32, 32)
         assert out["map"].shape == (32, 32)
+
+
+def test_no_size_is_smaller_than_the_resolution_and_those_that_are_count_there():
+    protocol = Protocol(resolution=32, scales=(0.5, 0.75, 1.0, 1.25, 1.5))
+    assert sizes(protocol) == {1.0: ("image", 3), 1.25: ("image 1.25", 1), 1.5: ("image 1.5", 1)}
+    out = map_eval_view(protocol)(painted())
+    assert [tuple(out[name].shape[1:]) for name in ("image", "image 1.25", "image 1.5")] == [
+        (32, 43),
+        (40, 53),
+        (48, 64),
+    ]
+    assert out["map"].shape == (45, 60)
+
+
+def test_a_squeezed_picture_loses_its_aspect_and_its_map_does_not():
+    out = map_eval_view(Protocol(resolution=32, whole=True))(painted())
+    assert out["image"].shape == (3, 32, 32)
+    assert out["map"].shape == (45, 60)

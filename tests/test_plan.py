@@ -205,6 +205,26 @@ def test_steps_leave_out_an_incomplete_batch(folder: Path) -> None:
     assert steps_of(stage) == 20  # 500 // 60 = 8 steps in an epoch
 
 
+def test_a_recipe_may_count_in_steps_and_whoever_counts_in_epochs_later_means_epochs(folder: Path) -> None:
+    stage = supervised(folder, Wishes(sets={"supervised.steps": 35}))
+    assert (steps_of(stage), recipe(stage).epochs) == (35, 3.5)  # of 10 steps each
+    by_file = (folder / "mine.toml").read_text().replace("epochs = 20", "steps = 35")
+    (folder / "mine.toml").write_text(by_file)
+    assert steps_of(supervised(folder)) == 35
+    assert steps_of(supervised(folder, budget="short")) == 100
+    assert steps_of(supervised(folder, Wishes(sets={"supervised.epochs": 2}))) == 20
+
+
+def test_a_task_whose_recipes_are_the_papers_departs_from_nothing(folder: Path) -> None:
+    assert "recipe.batch_size" in supervised(folder).departures
+    text = (folder / "mine.toml").read_text()
+    (folder / "mine.toml").write_text(f'source = "P-X Table 3"\n{text}')
+    stage = supervised(folder, budget="short")
+    assert {key for key in stage.departures if key.startswith("recipe.")} >= {"recipe.epochs", "recipe.lr"}
+    assert "recipe.batch_size" not in stage.departures
+    assert stage.origins["recipe.batch_size"] == "P-X Table 3"
+
+
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
@@ -221,6 +241,7 @@ def test_steps_leave_out_an_incomplete_batch(folder: Path) -> None:
         ({"supervised.batch_size": 501}, r"batch_size 501 is more than the 500 images of demo/train"),
         ({"supervised.warmup_epochs": 30}, r"warmup_epochs 30 is not less than epochs 20"),
         ({"supervised.warmup_steps": 10**6}, r"warmup_steps 1000000 is not less than the 200 steps"),
+        ({"supervised.freeze": True}, r"freeze = true would leave nothing to learn"),
         ({"model.patch_size": 7}, r"image_size 48 is no multiple of patch_size 7"),
         ({"model.heads": 5}, r"width 96 is no multiple of heads 5"),
         ({"model.image_size": 64}, r"image_size 64 is not the 48 pixels that task mine scores at"),

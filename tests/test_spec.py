@@ -63,6 +63,15 @@ def test_a_wrong_value_is_named_with_what_would_be_right(values: dict[str, objec
         parse(Recipe, values, "here")
 
 
+def test_a_protocol_that_contradicts_itself_or_its_task_is_refused() -> None:
+    with pytest.raises(BenchError, match="here: whole = true shows a picture once"):
+        parse(Protocol, {"whole": True, "stride": 341}, "here")
+    labels = {"dataset": "demo", "splits": {}, "protocol": {"flip": True}}
+    with pytest.raises(BenchError, match=r"here: protocol\.stride, scales and flip are for label maps"):
+        parse(Task, labels, "here")
+    assert parse(Task, {**labels, "kind": "segmentation"}, "here").protocol.flip
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(BenchError, match=r"epochs = -1.*lr = 0"):
         parse(Recipe, {"epochs": -1, "lr": 0}, "here")

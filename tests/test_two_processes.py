@@ -19,9 +19,9 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "scenes"))
 
 
-def launch_two(runs: list[Run], known: dict[str, Run]) -> None:
+def launch_two(runs: list[Run], known: dict[str, Run], micro: int | None = 4) -> None:
     """Start stages as `bench run` does, on two processes and in parts of four images, and wait."""
-    execution = local.Execution(num_processes=2, devices="cpu", micro_batch_size=4)
+    execution = local.Execution(num_processes=2, devices="cpu", micro_batch_size=micro)
     by_key = known | {run.stage().key: run for run in runs}
     launched = local.start([run.stage() for run in runs], by_key, local.Slot((), 1), execution)
     assert launched.process.wait(timeout=300) == 0, local.last_words(launched)
@@ -70,3 +70,22 @@ def test_learning_from_hidden_patches(tmp_path, method):
     assert worker.main([str(run.root) for run in first]) == 0
     launch_two([together["pretrain"]], {run.stage().key: run for run in first})
     assert_same_training(alone["pretrain"], together["pretrain"])
+
+
+def test_learning_label_maps_with_batch_norm_over_all_processes(tmp_path):
+    values = {
+        "optimizer": "sgd",
+        "lr": 0.02,
+        "drop_path": 0.3,
+        "steps": 2,
+        "model.decoder": "upernet",
+    }  # Adam enlarges the rounding of biases
+    plan = small_plan(tmp_path, "vit", task="small-seg", only="finetune", **values)
+    alone, together = prepared(tmp_path / "alone", plan), prepared(tmp_path / "together", plan)
+    assert worker.main([str(alone[kind].root) for kind in ("supervised", "finetune", "evaluate")]) == 0
+    known = {alone["supervised"].stage().key: alone["supervised"]}
+    launch_two([together["finetune"], together["evaluate"]], known, micro=None)
+    assert_same_training(alone["finetune"], together["finetune"])
+    scores = [runs["evaluate"].results() for runs in (alone, together)]
+    assert scores[0]["n"] == scores[1]["n"] == 64
+    assert scores[0]["metrics"] == pytest.approx(scores[1]["metrics"], rel=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.compare.report import Report, make
@@ -10,10 +11,12 @@ from bench.spec import Plan
 __all__ = ["Report", "compare"]
 
 
-def compare(plan: Plan, results: Path, out: Path) -> Report:
-    """Write report.md, table.csv, report.json and figures/ of a study into `out`, from the runs under `results`.
+def compare(plan: Plan, results: Path, out: Path, allow: Sequence[str] = ()) -> Report:
+    """Write report.html, .md, .json, table.csv, .tex, model-index.json and figures/ of a study into `out`.
+
+    results: where its runs lie. allow: protocol keys in which rows may differ and still be subtracted.
 
     A stage that is missing or failed is named in the report, which is then not `complete`. The same runs give the
     same bytes. Raises BenchError when `out` cannot be written.
     """
-    return make(plan, Path(results), Path(out))
+    return make(plan, Path(results), Path(out), allow)

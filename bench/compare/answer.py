@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bench.compare.differences import MEANING, Comparison, Score
-from bench.compare.outcomes import Outcomes
-from bench.compare.tables import label_of, shown_interval
+from bench.compare.differences import MEANING, Comparison, Difference, Score
+from bench.compare.guard import Guard
+from bench.compare.outcomes import Outcomes, label_of
+from bench.compare.tables import shown_interval
 from bench.compare.text import PLUS_MINUS, amount, escaped, listed, metric_name, p_value, points
 
 # ViT-B trained for 300 epochs on the 1,281,167 images of ImageNet-1k: the smallest budget of the methods' papers at
@@ -47,16 +48,23 @@ def _against(comparison: Comparison, ranked: Sequence[Score]) -> list[str]:
     """The best arm against each of the others: first those it cannot be told apart from."""
     best, *others = ranked
     found = [(other, comparison.between(best.arm.planned.id, other.arm.planned.id)) for other in others]
-    alike = [_name(other) for other, difference in found if not difference.told_apart]
+    alike = [_name(other) for other, one in found if not one.told_apart and not one.conflicts]
     sentences = [f"{_name(best)} cannot be told apart from {listed(alike)}."] if alike else []
-    for other, difference in found:
-        low, high = difference.interval
-        sentences.append(
-            f"{points(difference.value)} points over {_name(other)} (95 % interval {points(low)} to {points(high)}, "
-            f"{p_value(difference.p_adjusted)} after Holm's correction for {len(comparison.differences)} "
-            f"comparisons): {MEANING[difference.verdict]}."
-        )
+    sentences += [_difference(other, one, comparison) for other, one in found]
+    if len(ranked) > 1:
+        sentences.append(f"{_name(best)} is first in {100 * best.first:.0f} of 100 draws of images and trainings.")
     return sentences
+
+
+def _difference(other: Score, found: Difference, comparison: Comparison) -> str:
+    if found.conflicts:
+        return f"Against {_name(other)}: not comparable ({escaped('; '.join(found.conflicts), 400)})."
+    low, high = found.interval
+    tests = sum(not one.conflicts for one in comparison.differences)
+    return (
+        f"{points(found.value)} points over {_name(other)} (95 % interval {points(low)} to {points(high)}, "
+        f"{p_value(found.p_adjusted)} after Holm's correction for {tests} comparisons): {MEANING[found.verdict]}."
+    )
 
 
 def _cost(best: Score, table: pd.DataFrame) -> list[str]:
@@ -66,15 +74,16 @@ def _cost(best: Score, table: pd.DataFrame) -> list[str]:
     if len(hours) < 2 or best.arm.planned.id not in hours.index or hours.min() <= 0:
         return []
     own, cheapest = hours[best.arm.planned.id], str(hours.idxmin())
+    known = "" if len(hours) == len(rows) else " of the arms whose whole cost is known"
     if cheapest == best.arm.planned.id:
-        return [f"It is also the cheapest to train: {amount(own)} device-hours with all upstream stages."]
+        return [f"It is also the cheapest to train{known}: {amount(own)} device-hours with all upstream stages."]
     return [
         f"Its training took {amount(own)} device-hours with all upstream stages, {amount(own / hours.min())} times "
         f"those of {escaped(str(rows.loc[cheapest, 'label']) or cheapest)} ({amount(hours.min())})."
     ]
 
 
-def limits(outcomes: Outcomes, comparisons: Sequence[Comparison], table: pd.DataFrame) -> list[str]:
+def limits(outcomes: Outcomes, comparisons: Sequence[Comparison], table: pd.DataFrame, guard: Guard) -> list[str]:
     """What cannot be concluded, and why."""
     return [
         *[sentence for comparison in comparisons for sentence in _seeds(comparison)],
@@ -83,23 +92,39 @@ def limits(outcomes: Outcomes, comparisons: Sequence[Comparison], table: pd.Data
         *_departures(table),
         "Each arm ran with one recipe. Where recipes were not tuned equally well for this data, a difference is one "
         "of recipes as much as one of methods.",
-        *_not_reportable(table),
+        *_not_reportable(outcomes, guard),
     ]
 
 
 def _seeds(comparison: Comparison) -> list[str]:
+    """How often arms were trained, and what follows from it for methods."""
     if not comparison.scores:
         return []
     task, noise = escaped(comparison.task), comparison.noise
-    if noise is None:
-        return [f"{task}: every arm was trained once, so nothing is known about what training again would give."]
-    fewest = min(score.spread.n for score in comparison.scores)
+    once = [score for score in comparison.scores if score.design.scope == "weights"]
+    if len(once) == len(comparison.scores) or noise is None:
+        return [
+            f"{task}: every arm was trained once, so nothing is known about what training again would give; "
+            "differences are of these weights, not of methods."
+        ]
+    fewest = min(score.design.pretrainings for score in comparison.scores)
     limit = max((d.by_retraining or 0.0 for d in comparison.differences), default=0.0)
     between = f"; a difference of up to {limit:.2f} points between two arms is within that noise" if limit else ""
-    few = f" With {fewest} seeds per arm this spread is itself known only roughly." if fewest < 5 else ""
+    few = f" With {fewest} seeds per arm this spread is itself known only roughly." if 1 < fewest < 5 else ""
     return [
         f"{task}: training again with another seed moves a score by about {noise.sd:.2f} points (standard deviation "
-        f"pooled over arms, {noise.freedom} degrees of freedom){between}.{few}"
+        f"pooled over arms, {noise.freedom} degrees of freedom){between}.{few}",
+        *_narrow(comparison, once),
+    ]
+
+
+def _narrow(comparison: Comparison, once: Sequence[Score]) -> list[str]:
+    """Arms whose differences say nothing about their method."""
+    told = [f"{_name(score)} was trained once: its differences are of these weights, not of methods." for score in once]
+    return told + [
+        f"{_name(score)} rests on {score.design.sentence}; its differences are of this pretraining, not of the method."
+        for score in comparison.scores
+        if score.design.scope == "fine-tunings"
     ]
 
 
@@ -139,7 +164,10 @@ def _departures(table: pd.DataFrame) -> list[str]:
     return [f"Departs from its published recipe (see the notes): {listed(list(dict.fromkeys(departing)))}."]
 
 
-def _not_reportable(table: pd.DataFrame) -> list[str]:
-    limited = [escaped(row["label"] or row["arm"]) for row in table.to_dict("records") if not row["reportable"]]
-    names = listed(list(dict.fromkeys(limited))) if limited else ""
-    return [f"Not reportable, because --limit left out data: {names}."] if limited else []
+def _not_reportable(outcomes: Outcomes, guard: Guard) -> list[str]:
+    """Arms that cannot stand beside reportable ones, and why."""
+    because: dict[str, list[str]] = {}
+    for arm in outcomes.plan.arms:
+        if told := guard.reasons[arm.id]:
+            because.setdefault(escaped("; ".join(told), 400), []).append(escaped(label_of(arm)))
+    return [f"Not reportable: {listed(list(dict.fromkeys(names)))} ({why})." for why, names in because.items()]

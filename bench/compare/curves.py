@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from bench.compare.outcomes import Held, Outcomes
-from bench.compare.tables import label_of
+from bench import references as known
+from bench.compare.outcomes import Held, Outcomes, label_of
 
 AXES = {  # column: what it means, for the axis of a figure
     "epoch": "epochs of the last stage",
     "images": "images seen, upstream included",
-    "seconds": "training seconds, upstream included",
+    "flops": "FLOPs, upstream included",
+    "device_hours": "device-hours, upstream included",
 }
+COLUMNS = [
+    "task", "arm", "label", "seed", "step", "epoch", "images_own", "images", "seconds", "flops", "device_hours", "value"
+]  # fmt: skip
+FACTS = ("images", "seconds", "flops", "device_seconds")  # of a stage's results
+SECONDS_PER_HOUR = 3600.0
 POINTS = 200  # a curve is thinned to about this many
 
 
@@ -30,22 +37,27 @@ class Band(NamedTuple):
 def convergence(outcomes: Outcomes) -> pd.DataFrame:
     """The headline metric on `val` during the last stage of every finished seed, in long form.
 
-    columns: task, arm, label, seed, step, epoch of the last stage, images and seconds with all upstream stages, value.
+    columns: task, arm, label, seed, step, epoch and images_own of the last stage; images, seconds, flops and
+    device_hours with all upstream stages, not-a-number after weights from outside; value.
+    Operations include those of teacher and tokenizer.
     """
     rows = []
     for arm in outcomes.arms.values():
-        planned = arm.planned
+        unknown = float("nan") if outcomes.outside(arm.planned) else 0.0  # what weights from outside took
         for outcome in arm.seeds:
-            upstream = outcomes.upstream(planned, outcome.seed)
-            images, seconds = (sum(held.number(fact) for held in upstream) for fact in ("images", "seconds"))
+            own, upstream = outcomes.own(arm.planned, outcome.seed), outcomes.upstream(arm.planned, outcome.seed)
+            before = {fact: unknown + sum(held.number(fact) for held in upstream) for fact in FACTS}
+            flops = own.number("flops") / own.number("images")
+            devices = own.number("device_seconds") / own.number("seconds")
+            names = (arm.planned.task, arm.planned.id, label_of(arm.planned), outcome.seed)
             rows += [
-                (planned.task, planned.id, label_of(planned), outcome.seed, record.step, record.epoch,
-                 images + record.images, seconds + record.seconds, record.value)
-                for record in outcomes.own(planned, outcome.seed).run.records()
-                if (record.split, record.metric) == ("val", planned.metric)
+                (*names, record.step, record.epoch, record.images, before["images"] + record.images,
+                 before["seconds"] + record.seconds, before["flops"] + flops * record.images,
+                 (before["device_seconds"] + devices * record.seconds) / SECONDS_PER_HOUR, record.value)
+                for record in own.records()
+                if (record.split, record.metric) == ("val", arm.planned.metric) and own.stage.task == arm.planned.task
             ]  # fmt: skip
-    columns = ["task", "arm", "label", "seed", "step", "epoch", "images", "seconds", "value"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def pretraining(outcomes: Outcomes) -> pd.DataFrame:
@@ -59,10 +71,40 @@ def pretraining(outcomes: Outcomes) -> pd.DataFrame:
             continue
         rows += [
             (_stage_name(held), held.stage.seed, record.metric, record.step, record.epoch, record.value)
-            for record in held.run.records()
+            for record in held.records()
             if record.split == "train" and (record.metric == "loss" or record.metric.endswith("accuracy"))
         ]
     return pd.DataFrame(rows, columns=["stage", "seed", "metric", "step", "epoch", "value"])
+
+
+def references(outcomes: Outcomes) -> pd.DataFrame:
+    """What others saw of these stages; columns stage, metric, epoch, value, low, high, source, conditions."""
+    rows = known.read(known.default_path())
+    found = {
+        (_stage_name(held), metric, one.epoch, one.value, one.low, one.high, one.source, one.conditions): None
+        for held in outcomes.stages.values()
+        for metric, several in known.of_stage(held.stage, rows).items()
+        for one in several
+    }
+    columns = ["stage", "metric", "epoch", "value", "low", "high", "source", "conditions"]
+    return pd.DataFrame(list(found), columns=columns)
+
+
+def deviations(outcomes: Outcomes) -> list[str]:
+    """A sentence for every run that ended far from what others saw."""
+    rows = known.read(known.default_path())
+    return [
+        f"{held.name}: {text}"
+        for held in outcomes.stages.values()
+        if known.of_stage(held.stage, rows) and held.state == "done"
+        for text in known.last_deviations(held.stage, _trained(held), rows)
+    ]
+
+
+def _trained(held: Held) -> Iterator[tuple[str, float, float]]:
+    """Metric, epoch and value of all that was recorded on training data."""
+    records = (record for record in held.records() if record.split == "train")
+    return ((record.metric, record.epoch, record.value) for record in records)
 
 
 def _stage_name(held: Held) -> str:

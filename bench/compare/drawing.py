@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -9,8 +10,10 @@ from typing import Any, NamedTuple
 
 from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from bench.compare.charts import Chart
 from bench.compare.text import shortened
 
 # Okabe and Ito's palette without its yellow, in an order in which neighbours differ in lightness too.
@@ -46,12 +49,14 @@ class Drawn(NamedTuple):
     svg: bytes
     png: bytes
     pictures: bool = False
+    chart: Chart | None = None  # what it shows as numbers; None for pictures
 
 
 @contextmanager
 def settings() -> Iterator[None]:
     """Draw with the looks above, whatever a matplotlibrc says, and leave no trace afterwards."""
-    with style.context(["default", SETTINGS]):
+    with style.context(["default", SETTINGS]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box; the page has it
         yield
 
 
@@ -62,14 +67,15 @@ def canvas(width: float, height: float, *, pictures: bool = False) -> Figure:
     return figure
 
 
-def finished(figure: Figure, name: str, caption: str, pictures: bool = False) -> Drawn:
+def finished(figure: Figure, name: str, caption: str, pictures: bool = False, chart: Chart | None = None) -> Drawn:
     """The figure as bytes that depend on what is drawn and on nothing else."""
     svg, png = BytesIO(), BytesIO()
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is found once, for both files
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return Drawn(name, caption, svg.getvalue(), png.getvalue(), pictures)
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+    figure.set_layout_engine("none")  # the layout is found once, for both files; savefig would draw twice for each
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    return Drawn(name, caption, svg.getvalue(), png.getvalue(), pictures, chart)
 
 
 def colour(index: int) -> str:

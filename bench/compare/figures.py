@@ -1,107 +1,79 @@
-"""Charts: scores with intervals, convergence along three axes, what happened during pretraining."""
+"""Charts as files: matplotlib draws what `charts` computed."""
 
 from __future__ import annotations
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bench.compare import curves, drawing
-from bench.compare.differences import Comparison
+from bench.compare import drawing
+from bench.compare.charts import Chart, Line, Panel
 from bench.compare.drawing import Drawn
-from bench.compare.outcomes import Outcomes
-from bench.compare.tables import label_of
-from bench.compare.text import amount, escaped, metric_name, slug
+from bench.compare.text import amount
 
 COLUMNS = 3  # panels side by side
+REFERENCE = "#888888"
 
 
-def charts(outcomes: Outcomes, comparisons: list[Comparison]) -> list[Drawn]:
-    """All charts of a report, in the order in which they are shown. What has no data is not drawn."""
-    places = _places(outcomes)
-    convergence, pretraining = curves.convergence(outcomes), curves.pretraining(outcomes)
-    drawn = []
-    for comparison in comparisons:
-        here = convergence[convergence["task"] == comparison.task]
-        if comparison.scores:
-            drawn.append(_scores(comparison, places))
-        if not here.empty:
-            drawn.append(_convergence(here, comparison, places))
-    return [*drawn, _pretraining(pretraining)] if not pretraining.empty else drawn
+def draw(chart: Chart) -> Drawn:
+    """The chart as SVG and PNG."""
+    return _bars(chart) if chart.bars else _panels(chart)
 
 
-def _places(outcomes: Outcomes) -> dict[str, int]:
-    """Place of every label in the plan: an arm has one colour in all figures."""
-    labels = dict.fromkeys(label_of(arm) for arm in outcomes.plan.arms)
-    return {name: place for place, name in enumerate(labels)}
-
-
-def _scores(comparison: Comparison, places: dict[str, int]) -> Drawn:
-    """Mean, interval and single seeds of every arm of a task."""
-    figure = drawing.canvas(6.0, 0.8 + 0.42 * len(comparison.scores))
+def _bars(chart: Chart) -> Drawn:
+    """A bar per row, from top to bottom."""
+    figure = drawing.canvas(6.0, 0.8 + 0.42 * len(chart.bars))
     axes = figure.add_subplot()
-    names = [label_of(score.arm.planned) for score in comparison.scores]
-    for row, (name, score) in enumerate(zip(names, comparison.scores, strict=True)):
-        colour = drawing.colour(places[name])
-        seeds = [outcome.metrics[comparison.metric] for outcome in score.arm.seeds]
-        axes.plot(score.interval, [row, row], color=colour, linewidth=3, alpha=0.45, solid_capstyle="butt")
-        axes.plot(seeds, [row] * len(seeds), "o", color="white", markeredgecolor=colour, markersize=4.5, zorder=3)
-        axes.plot(score.spread.mean, row, "|", color=colour, markersize=15, markeredgewidth=2.5, zorder=4)
-    axes.set_yticks(range(len(names)), [drawing.label(name) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    for row, bar in enumerate(chart.bars):
+        colour = drawing.colour(bar.place)
+        axes.plot([bar.low, bar.high], [row, row], color=colour, linewidth=3, alpha=0.45, solid_capstyle="butt")
+        axes.plot(bar.seeds, [row] * len(bar.seeds), "o", color="white", markeredgecolor=colour, markersize=4.5)
+        axes.plot(bar.value, row, "|", color=colour, markersize=15, markeredgewidth=2.5, zorder=4)
+    axes.set_yticks(range(len(chart.bars)), [drawing.label(bar.label) for bar in chart.bars])
+    axes.set_ylim(len(chart.bars) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"{metric_name(comparison.metric)} on {drawing.label(comparison.task)} (%)")
-    caption = "Bar: 95 % interval over images. Upright line: mean over seeds. Circles: single seeds."
-    return drawing.finished(figure, f"scores-{slug(comparison.task)}", caption)
+    axes.set_xlabel(drawing.label(chart.x_label, 60))
+    return drawing.finished(figure, chart.name, chart.caption, chart=chart)
 
 
-def _convergence(frame: pd.DataFrame, comparison: Comparison, places: dict[str, int]) -> Drawn:
-    """The headline metric against epochs of the last stage, all images seen, and all training seconds."""
-    figure = drawing.canvas(9.6, 3.3)
-    panels = figure.subplots(1, len(curves.AXES), sharey=True)
-    for panel, (axis, meaning) in zip(panels, curves.AXES.items(), strict=True):
-        for _, curve in frame.groupby("arm", sort=False):
-            _curve(panel, curve, axis, places)
-        panel.set_xlabel(meaning)
-        panel.set_xlim(left=0)
-        panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
-    panels[0].set_ylabel(f"{metric_name(comparison.metric)} on {drawing.label(comparison.task)} (%)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
-    caption = (
-        f"{metric_name(comparison.metric)} on {escaped(comparison.task)} while training. Line: mean over seeds; band: "
-        "lowest to highest seed. Dotted: upstream stages (tokenizer, teacher, pretraining), before the first score."
-    )
-    return drawing.finished(figure, f"convergence-{slug(comparison.task)}", caption)
+def _panels(chart: Chart) -> Drawn:
+    """Panels side by side, in rows of at most COLUMNS; a legend where they share their curves."""
+    columns = 2 if len(chart.panels) == 4 else min(COLUMNS, len(chart.panels))
+    rows = -(-len(chart.panels) // columns)
+    shared = len({tuple(line.label for line in panel.lines) for panel in chart.panels}) == 1
+    legend = shared and len(chart.panels[0].lines) > 1
+    figure = drawing.canvas(3.2 * columns, (2.5 if rows > 1 or not legend else 3.3) * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=legend).ravel()
+    for axes, panel in zip(grid, chart.panels, strict=False):
+        _panel(axes, panel)
+    for axes in grid[len(chart.panels) :]:
+        axes.set_axis_off()
+    if legend:
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
+    return drawing.finished(figure, chart.name, chart.caption, chart=chart)
 
 
-def _curve(panel: Axes, curve: pd.DataFrame, axis: str, places: dict[str, int]) -> None:
-    name = str(curve["label"].iloc[0])
-    band, place = curves.band(curve, axis), places[name]
-    if not len(band.x):
-        return
-    colour, line = drawing.colour(place), drawing.line(place)
-    panel.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-    panel.plot(band.x, band.mean, linestyle=line, color=colour, marker=drawing.marker(place), markersize=3.5,
-               markevery=max(1, len(band.x) // 8), label=drawing.label(name))  # fmt: skip
-    if axis != "epoch":
-        panel.plot([0, band.x[0]], [band.mean[0]] * 2, ":", color=colour, linewidth=1, alpha=0.8)
+def _panel(axes: Axes, panel: Panel) -> None:
+    for line in panel.reference:
+        axes.fill_between(line.x, line.low, line.high, color=REFERENCE, alpha=0.25, linewidth=0)
+        axes.plot(line.x, line.y, color=REFERENCE, linewidth=1)
+    for line in panel.lines:
+        _line(axes, line)
+    axes.set_title(drawing.label(panel.title, 44), loc="left")
+    axes.set(xlabel=panel.x_label, ylabel=drawing.label(panel.y_label, 44))
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
 
 
-def _pretraining(frame: pd.DataFrame) -> Drawn:
-    """A panel for every stage and quantity: losses of different methods share no scale."""
-    curves_of = list(frame.groupby(["stage", "metric"], sort=False))
-    rows = -(-len(curves_of) // COLUMNS)
-    figure = drawing.canvas(9.6, 2.5 * rows)
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for panel, ((stage, metric), curve) in zip(panels, curves_of, strict=False):
-        band = curves.band(curve, "epoch")
-        panel.fill_between(band.x, band.low, band.high, color=drawing.COLOURS[0], alpha=0.25, linewidth=0)
-        panel.plot(band.x, band.mean, color=drawing.COLOURS[0])
-        panel.set_title(f"{drawing.label(str(stage))}: {str(metric).replace('_', ' ')}", loc="left")
-        panel.set_xlabel("epochs")
-    for panel in panels[len(curves_of) :]:
-        panel.set_axis_off()
-    caption = "Training before the labels, on training data. Line: mean over seeds; band: lowest to highest seed."
-    return drawing.finished(figure, "pretraining", caption)
+def _line(axes: Axes, line: Line) -> None:
+    colour, label = drawing.colour(line.place), drawing.label(line.label)
+    if len(line.x) == 1:
+        error = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]]
+        axes.errorbar(line.x, line.y, error, fmt=drawing.marker(line.place), color=colour, label=label)
+    elif len(line.x):
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(line.x, line.y, linestyle=drawing.line(line.place), color=colour, markersize=3.5, label=label,
+                  marker=drawing.marker(line.place), markevery=max(1, len(line.x) // 8))  # fmt: skip
+    if line.lead and len(line.x):
+        axes.plot([0, line.x[0]], [line.y[0]] * 2, ":", color=colour, linewidth=1, alpha=0.8)

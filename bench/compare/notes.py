@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bench.compare.outcomes import Outcomes
-from bench.compare.text import escaped, shortened
+from bench.compare.outcomes import Outcomes, label_of
+from bench.compare.text import NO_VALUE, escaped, shortened
 from bench.spec import PlannedArm, Stage
 
 ARROW = "\u2192"
@@ -27,6 +27,34 @@ def departures(outcomes: Outcomes) -> Notes:
         texts = [_note(stage) for stage in _trained(outcomes, arm) if stage.departures]
         of_arm[arm.id] = tuple(dict.fromkeys(numbers.setdefault(text, len(numbers) + 1) for text in texts))
     return Notes(tuple(numbers), of_arm)
+
+
+def differing(outcomes: Outcomes, task: str) -> list[dict[str, str]]:
+    """Values of models and recipes in which arms of a task that have them differ: a row per value, a column per arm."""
+    arms = [arm for arm in outcomes.plan.arms if arm.task == task]
+    values = [_values(outcomes, arm) for arm in arms]
+    keys = dict.fromkeys(key for own in values for key in own)
+    names = [escaped(label_of(arm)) for arm in arms]
+    return [
+        {"value": escaped(key), **{name: own.get(key, NO_VALUE) for name, own in zip(names, values, strict=True)}}
+        for key in keys
+        if len({own[key] for own in values if key in own}) > 1
+    ]
+
+
+def _values(outcomes: Outcomes, arm: PlannedArm) -> dict[str, str]:
+    """'last stage.lr' -> '0.001': of all stages of an arm's first seed that train, in their order."""
+    *before, own = _trained(outcomes, arm)
+    found = {"stages": ", ".join(stage.kind for stage in (*before, own))}
+    for name, stage in [*((stage.kind, stage) for stage in before), ("last stage", own)]:
+        found |= {f"{name}: {key}": _value(value) for key, value in _settings(stage).items()}
+    return found
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    """Everything decided about a stage that trains, by name."""
+    recipe = stage.recipe.model_dump(mode="json") if stage.recipe else {}
+    return {**stage.model.model_dump(mode="json"), **recipe, **stage.options}
 
 
 def _trained(outcomes: Outcomes, arm: PlannedArm) -> list[Stage]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from bench.compare import statistics
-from bench.compare.statistics import Counts
+from bench.compare import resampling, rows
+from bench.compare.resampling import Counts
 from bench.spec import BenchError, Plan, PlannedArm, Stage
-from bench.store import Run, read_json
+from bench.store import FORMAT, Record, Run, read_json
 
 AGREEMENT = 0.01  # points by which the stored score may differ from the one its predictions give
 
@@ -33,6 +32,10 @@ class Held(NamedTuple):
         who = f"{self.stage.method}:{self.stage.variant}" if self.stage.variant else self.stage.method
         return f"{who} {self.stage.kind} (seed {self.stage.seed})"
 
+    def records(self) -> list[Record]:
+        """What was measured on the way; nothing of a damaged run, which the report names."""
+        return [] if self.state == "damaged" else self.run.records()
+
     def number(self, fact: str) -> float:
         """A number from the results; not-a-number when the stage has none."""
         value = self.results.get(fact)
@@ -40,13 +43,21 @@ class Held(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One seed of an arm, scored. `ids` name the images of `hits` and `totals` (N, C), sorted."""
+    """One seed of an arm, scored. `ids` name the images of `hits` and `totals` (N, C), sorted.
+
+    labels, confidence (highest probability, in [0, 1]), measures (right answers by name of the score): (N,) each;
+    classes: names, where the evaluation states scores by class.
+    """
 
     seed: int
     metrics: dict[str, float]
     ids: tuple[str, ...]
     hits: np.ndarray
     totals: np.ndarray
+    labels: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    measures: dict[str, np.ndarray] = {}  # noqa: RUF012 - never written to
+    classes: tuple[str, ...] = ()
 
 
 class Arm(NamedTuple):
@@ -59,13 +70,30 @@ class Arm(NamedTuple):
         """Per-image results of all finished seeds (S, N, C)."""
         return Counts(np.stack([s.hits for s in self.seeds]), np.stack([s.totals for s in self.seeds]))
 
+    @property
+    def is_right_or_wrong(self) -> bool:
+        """Whether an image counts once, as right or as wrong: accuracy, not areas."""
+        return all(s.hits.shape[1] == 1 and bool((s.totals == 1).all()) for s in self.seeds)
+
+    def measured(self, name: str) -> Arm | None:
+        """The arm by another score of the same images; None when one of its seeds has none."""
+        if not self.seeds or any(name not in one.measures for one in self.seeds):
+            return None
+        return self._replace(seeds=tuple(one._replace(hits=one.measures[name][:, None]) for one in self.seeds))
+
+
+def label_of(arm: PlannedArm) -> str:
+    """What an arm is called in reports."""
+    return arm.label or arm.id
+
 
 class Outcomes:
     """A plan with all that its runs say. Nothing is written and no folder is made by reading it."""
 
     def __init__(self, plan: Plan, results: Path) -> None:
-        self.plan = plan
+        self.plan, self.results = plan, results
         self.stages = {key: _held(key, stage, results) for key, stage in plan.stages.items()}
+        self._places = {key: place for place, key in enumerate(plan.stages)}
         self.problems: list[str] = []
         self._images: dict[str, tuple[str, ...]] = {}
         self.arms = {arm.id: Arm(arm, tuple(self._seeds(arm))) for arm in plan.arms}
@@ -90,8 +118,26 @@ class Outcomes:
         return (*unfinished, *self.problems)
 
     def own(self, arm: PlannedArm, seed: int) -> Held:
-        """The stage that learned the task: the one that the evaluation scores."""
-        return self.stages[self.plan.stages[arm.stages[seed]["evaluate"]].parents["model"]]
+        """The stage that learned the task: the one that the evaluation scores; for weights from outside, itself."""
+        return self.stages[self._own(arm, seed)]
+
+    def _own(self, arm: PlannedArm, seed: int) -> str:
+        scoring = arm.stages[seed]["evaluate"]
+        return self.plan.stages[scoring].parents.get("model", scoring)
+
+    def start(self, arm: PlannedArm, seed: int) -> str:
+        """Key of the training with which the backbone began, or digest of its weights: what seeds have in common."""
+        key = self._own(arm, seed)
+        while "start" in self.plan.stages[key].parents:
+            key = self.plan.stages[key].parents["start"]
+        outside = self.plan.stages[key].start
+        return outside.digest if outside else key
+
+    def outside(self, arm: PlannedArm) -> str:
+        """The weights from outside that an arm goes back to, '' for none; what their training took is unknown."""
+        chains = ([self.own(arm, seed), *self.upstream(arm, seed)] for seed in arm.stages)
+        found = [held.stage.start for chain in chains for held in chain if held.stage.start]
+        return found[0].name if found else ""
 
     def upstream(self, arm: PlannedArm, seed: int) -> list[Held]:
         """All stages that had to run before: pretraining, tokenizer, teacher. In the order of the plan."""
@@ -102,7 +148,7 @@ class Outcomes:
             if key not in needed:
                 needed.add(key)
                 open_keys.extend(self.plan.stages[key].parents.values())
-        return [held for key, held in self.stages.items() if key in needed]
+        return [self.stages[key] for key in sorted(needed, key=self._places.__getitem__)]
 
     def _seeds(self, arm: PlannedArm) -> Iterable[Outcome]:
         for seed, keys in sorted(arm.stages.items()):
@@ -110,7 +156,7 @@ class Outcomes:
             if held.state != "done":
                 continue
             try:
-                yield self._same_images(arm.task, _outcome(held, arm.metric, seed))
+                yield self._same_images(arm.task, _outcome(held, self.own(arm, seed), arm.metric, seed))
             except BenchError as error:
                 self.problems.append(f"{held.name} is left out: {error} [{held.stage.folder}]")
 
@@ -127,10 +173,11 @@ class Outcomes:
 
 
 def _held(key: str, stage: Stage, results: Path) -> Held:
-    run = Run(results / "runs" / stage.folder)
+    run = Run(results / "runs" / f"{stage.kind}-{key[:12]}")  # stage.folder, whose key need not be hashed again
     try:
         state, error = _state(run, key)
         found = run.results() if state == "done" and run.path("results.json").exists() else {}
+        run.records()  # a line that cannot be read would otherwise end the report of all other stages
     except BenchError as problem:
         state, error, found = "damaged", str(problem), {}
     return Held(key, stage, run, state, _shown(error, results), found)
@@ -139,7 +186,8 @@ def _held(key: str, stage: Stage, results: Path) -> Held:
 def _state(run: Run, key: str) -> tuple[str, str]:
     if not run.path("stage.json").exists():
         return "pending", ""
-    if run.stage().key != key:
+    stored = read_json(run.path("stage.json"))
+    if (stored.get("key"), stored.get("format")) != (key, FORMAT):
         return "damaged", f"the folder holds another stage ({run.stage().key})"
     status = run.status()
     if status.state == "done" and not run.is_done():
@@ -153,33 +201,30 @@ def _shown(error: str, results: Path) -> str:
     return first.replace(f"{results}/", "")
 
 
-def _outcome(held: Held, metric: str, seed: int) -> Outcome:
-    """Scores and per-image results of a finished evaluation; BenchError when they contradict each other."""
-    metrics = {str(k): float(v) for k, v in held.results.get("metrics", {}).items() if isinstance(v, int | float)}
+def _metrics(held: Held) -> dict[str, float]:
+    return {str(k): float(v) for k, v in held.results.get("metrics", {}).items() if isinstance(v, int | float)}
+
+
+def _outcome(held: Held, own: Held, metric: str, seed: int) -> Outcome:
+    """Scores and per-image results of a finished evaluation of `own`; BenchError when they contradict each other."""
+    metrics = _metrics(held)
     if metric not in metrics:
         raise BenchError(f"its results.json has no {metric!r} (it has {', '.join(sorted(metrics)) or 'nothing'})")
-    ids, hits, totals = _predictions(held.run.path("predictions.parquet"), metric)
-    score = float(statistics.mean_ratio(hits.sum(0), totals.sum(0)))
+    found = rows.read(held.run.path("predictions.parquet"), metric)
+    score = float(resampling.mean_ratio(found.hits.sum(0), found.totals.sum(0)))
     if abs(score - metrics[metric]) > AGREEMENT:
         raise BenchError(f"results.json says {metric} {metrics[metric]:.2f}, its predictions give {score:.2f}")
-    return Outcome(seed, metrics, ids, hits, totals)
+    measures = found.measures | rows.neighbours(own.run.path("neighbours.parquet"), found.ids)
+    metrics |= {name: value for name, value in _metrics(own).items() if name in measures}
+    classes = tuple(str(name) for name in held.results.get("per_class") or ())
+    return Outcome(seed, metrics, found.ids, found.hits, found.totals, found.labels, found.confidence,
+                   _told(measures, metrics), classes)  # fmt: skip
 
 
-def _predictions(path: Path, metric: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Image ids, hits (N, C) and totals (N, C), sorted by id."""
-    columns = ["correct"] if metric == "top1" else ["intersect", "union"]
-    try:
-        frame = pd.read_parquet(path, columns=["id", *columns])
-    except (OSError, ValueError, KeyError) as error:
-        raise BenchError(f"{path.name} cannot be read: {type(error).__name__}") from None
-    frame = frame.assign(id=frame["id"].astype(str)).sort_values("id", kind="stable")
-    if frame.empty or frame["id"].duplicated().any():
-        raise BenchError(f"{path.name} holds no image, or one image twice")
-    first, last = frame[columns[0]], frame[columns[-1]]
-    if metric == "top1":
-        hits = first.to_numpy(dtype=np.float64)[:, None]
-        return tuple(frame["id"]), hits, np.ones_like(hits)
-    return tuple(frame["id"]), np.stack(first.to_list()).astype(np.float64), np.stack(last.to_list()).astype(np.float64)
+def _told(measures: Mapping[str, np.ndarray], metrics: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """The further measures of which the evaluation states the same score."""
+    return {name: right for name, right in measures.items()
+            if abs(100 * right.mean() - metrics.get(name, np.nan)) <= AGREEMENT}  # fmt: skip
 
 
 def environment(held: Held) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Letters: K images, g patches along a side, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +13,15 @@ from matplotlib.colors import hsv_to_rgb, to_rgb
 
 from bench.compare import drawing
 from bench.compare.arrays import Arrays, pictures
+from bench.compare.differences import Comparison
 from bench.compare.drawing import Drawn
-from bench.compare.outcomes import Held, Outcomes
-from bench.compare.tables import label_of
+from bench.compare.outcomes import Held, Outcomes, label_of
 from bench.compare.text import escaped, slug
 from bench.spec import BenchError
 
 MOST = 6  # images side by side
+RIVALS = 3  # arms that the best one is shown against
+EMPTY = np.full((1, 1, 3), 255, np.uint8)  # a place without a picture
 LEVELS = 8  # neighbouring brightnesses shown as one: nobody sees it, and the files are half as large
 GAP, FRAME = 3, 2  # pixels between images, and of a coloured frame around one
 RIGHT, WRONG = "#0072B2", "#D55E00"
@@ -44,13 +46,13 @@ class Row(NamedTuple):
     cells: list[Cell]
 
 
-def all_pictures(outcomes: Outcomes) -> list[Drawn]:
+def all_pictures(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> list[Drawn]:
     """Every grid of pictures of a report: pretraining stages in the order of the plan, then tasks."""
     stages = [held for held in outcomes.stages.values() if held.stage.kind in ("tokenizer", "pretrain")]
     found = [(held, _stored(outcomes, held)) for held in _first_seeds(stages)]
     drawn = [_hidden(held, _only(arrays, np.arange(MOST))) for held, arrays in found if "images" in arrays]
-    for task in outcomes.tasks:
-        drawn += _of_task(outcomes, task)
+    for comparison in comparisons:
+        drawn += _of_task(outcomes, comparison)
     return drawn
 
 
@@ -136,16 +138,19 @@ def _class_tints(classes: np.ndarray) -> np.ndarray:
     return np.where(known[..., None], first[np.where(known, classes - 1, 0)], _tints(classes))
 
 
-def _of_task(outcomes: Outcomes, task: str) -> list[Drawn]:
+def _of_task(outcomes: Outcomes, comparison: Comparison) -> list[Drawn]:
     """Predictions, attention and label maps of the first seed of every arm that stored pictures."""
     found: list[tuple[str, Arrays]] = []
+    task = comparison.task
     for arm in outcomes.of_task(task):
         if arm.seeds:
             held = outcomes.stages[arm.planned.stages[arm.seeds[0].seed]["evaluate"]]
             found.append((label_of(arm.planned), _stored(outcomes, held)))
     chosen = _telling(found)
     shown = [(name, _only(arrays, chosen)) for name, arrays in found]
-    return [figure for draw in (_predictions, _attention, _overlays) for figure in draw(task, shown)]
+    order = [label_of(score.arm.planned) for score in comparison.ranked]
+    grids = [figure for draw in (_predictions, _attention, _overlays) for figure in draw(task, shown)]
+    return [*grids, *_flips(task, order, dict(found))]
 
 
 def _telling(found: list[tuple[str, Arrays]]) -> np.ndarray:
@@ -170,6 +175,33 @@ def _predictions(task: str, found: list[tuple[str, Arrays]]) -> list[Drawn]:
         "About half of the images were chosen because the arms disagree on them; they are not a sample to count."
     )
     return [_grid(rows, f"predictions-{slug(task)}", caption)] if rows else []
+
+
+def _flips(task: str, order: Sequence[str], found: Mapping[str, Arrays]) -> list[Drawn]:
+    """Images that the best arm gets right and another one wrong, and the other way round. order: best arm first."""
+    known = {name: found[name] for name in order if {"images", "labels", "predictions"} <= set(found.get(name, {}))}
+    best, *others = known or [""]
+    rows = []
+    for other in others[:RIVALS]:
+        for right, wrong in ((best, other), (other, best)):
+            if cells := _flipped(known[right], known[wrong]):
+                rows.append(Row(f"{drawing.label(right, 16)} right,\n{drawing.label(wrong, 16)} wrong", cells))
+    caption = (
+        f"{escaped(task)}: images that one arm gets right and the other wrong, first seed; over each what the wrong "
+        f"one says and what it is. From the images stored for pictures, at most {MOST} a row; not a sample to count."
+    )
+    return [_grid(rows, f"flips-{slug(task)}", caption)] if rows else []
+
+
+def _flipped(right: Arrays, wrong: Arrays) -> list[Cell]:
+    """Images that the first is right about and the second is not, as the second sees them."""
+    if len(right["labels"]) != len(wrong["labels"]):
+        return []
+    told = (right["predictions"] == right["labels"]) & (wrong["predictions"] != wrong["labels"])
+    return [
+        Cell(_upright(wrong["images"])[n], f"{wrong['predictions'][n]}, is {wrong['labels'][n]}", WRONG)
+        for n in np.flatnonzero(told)[:MOST]
+    ]
 
 
 def _predicted(arrays: Arrays) -> list[Cell]:
@@ -217,16 +249,18 @@ def _overlaid(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _grid(rows: Sequence[Row], name: str, caption: str) -> Drawn:
     """A row for every kind of picture, all pictures in one size."""
-    columns, size = len(rows[0].cells), rows[0].cells[0].pixels.shape[:2]
+    columns, size = max(len(row.cells) for row in rows), rows[0].cells[0].pixels.shape[:2]
     titled = any(cell.title for row in rows for cell in row.cells)
     figure = drawing.canvas(1.3 + columns, len(rows) * (1.18 if titled else 1.02), pictures=True)
     for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
-        strip = np.concatenate([_framed(cell, size) for cell in row.cells], axis=1)
+        filled = [*row.cells, *[Cell(EMPTY)] * (columns - len(row.cells))]
+        strip = np.concatenate([_framed(cell, size) for cell in filled], axis=1)
         axes.imshow(strip // LEVELS * LEVELS + LEVELS - 1, interpolation="none")
         axes.grid(False)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.set_ylabel(drawing.label(row.title, 24), rotation=0, ha="right", va="center", fontsize=9)
+        title = "\n".join(drawing.label(line, 24) for line in row.title.splitlines())
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
         for place, cell in enumerate(row.cells):
             axes.text(
                 (place + 0.5) * strip.shape[1] / columns - 0.5, 0, cell.title, ha="center", va="bottom", fontsize=8

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from bench.compare.text import NO_VALUE, escaped, metric_name
-from bench.spec import BenchError, nearest
+from bench.spec import BenchError, Plan, nearest, unknown
 
 Kind = Literal["quoted", "author-evaluated", "third-party"]
+ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 SOURCE = re.compile(r"(arXiv \d{4}\.\d{4,5}|github\.com/\S+|huggingface\.co/\S+), \S")
 CONTEXT = ("mae", "dino", "mocov3")  # shown beside the methods of a study
 METHODS = ("vit", "deit", "beit", "data2vec", *CONTEXT)
@@ -20,6 +21,7 @@ METHODS = ("vit", "deit", "beit", "data2vec", *CONTEXT)
 class Published(NamedTuple):
     """One number that somebody published. Epochs are of pretraining; empty text: the source does not say."""
 
+    id: str  # letters, digits and dashes; what a study's arm names as the row it reproduces
     method: str
     variant: str
     size: str
@@ -52,7 +54,13 @@ def read(path: Path) -> tuple[Published, ...]:
             lines = csv.DictReader(file)
             if tuple(lines.fieldnames or ()) != Published._fields:
                 raise BenchError(f"{path}: the columns must be {', '.join(Published._fields)}")
-            return tuple(_row(line, f"{path}, line {lines.line_num}") for line in lines)
+            found: dict[str, Published] = {}
+            for line in lines:
+                row = _row(line, f"{path}, line {lines.line_num}")
+                if row.id in found:
+                    raise BenchError(f"{path}, line {lines.line_num}: the id {row.id!r} stands above already")
+                found[row.id] = row
+            return tuple(found.values())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BenchError(f"{path}: {error}") from None
 
@@ -66,6 +74,8 @@ def _row(line: Mapping[str | None, str | None], where: str) -> Published:
             f"{where}: source {text['source']!r} names no paper or file; write 'arXiv 2106.08254, Table 1' or "
             "'github.com/owner/repository, file'. A number without a source is not shown"
         )
+    if not ID.fullmatch(text["id"]):
+        raise BenchError(f"{where}: id {text['id']!r} is not made of small letters, digits and single dashes")
     _one_of(text["kind"], get_args(Kind), f"{where}: kind")
     _one_of(text["method"], METHODS, f"{where}: method")
     _one_of(text["verified"], ("yes", "no"), f"{where}: verified")
@@ -88,6 +98,14 @@ def _number(text: str, where: str) -> float:
         return float(text)
     except ValueError:
         raise BenchError(f"{where}: {text!r} is not a number") from None
+
+
+def by_id(rows: Sequence[Published], name: str, where: str) -> Published:
+    """The row that an arm reproduces; BenchError offers the nearest."""
+    for row in rows:
+        if row.id == name:
+            return row
+    raise BenchError(f"{where}: published.csv has no row {name!r}.{nearest(name, [row.id for row in rows])}")
 
 
 def for_task(rows: Sequence[Published], task: str, metric: str, methods: Collection[str]) -> list[Published]:
@@ -114,3 +132,10 @@ def table_rows(rows: Sequence[Published]) -> list[dict[str, str]]:
         }
         for row in rows
     ]
+
+
+def check(plan: Plan, path: Path) -> None:
+    """BenchError when an arm is linked to a row that the table does not have."""
+    known = {row.id for row in read(path)}
+    for name in sorted({arm.published for arm in plan.arms if arm.published} - known):
+        raise unknown(f"published row for study {plan.study.name}", name, known)

@@ -11,12 +11,12 @@ import pandas as pd
 
 from bench.compare.differences import MEANING, Comparison, Difference, Score
 from bench.compare.notes import Notes
-from bench.compare.outcomes import Arm, Held, Outcomes
-from bench.compare.text import MINUS, NO_VALUE, PLUS_MINUS, amount, escaped, metric_name, p_value, points
+from bench.compare.outcomes import Arm, Held, Outcomes, label_of
+from bench.compare.text import ALIKE, MINUS, NO_VALUE, PLUS_MINUS, amount, escaped, metric_name, p_value, points
 from bench.spec import PlannedArm
 
 SECONDS_PER_HOUR = 3600.0
-ALIKE = "\u2248"  # behind a score or a difference: not distinguishable
+LONGEST_REASON = 400
 LEARNED = ("pretrain", "supervised")  # upstream stages that train the backbone itself
 
 
@@ -32,8 +32,10 @@ def main(outcomes: Outcomes, comparisons: Sequence[Comparison], notes: Notes) ->
                 {
                     **_names(arm.planned),
                     **_score(arm, score, comparison),
+                    **_standing(score),
                     "best": arm.planned.id in highest,
                     "like_best": arm.planned.id in alike,
+                    "starts_from": outcomes.outside(arm.planned),
                     **costs(outcomes, arm),
                     "fidelity": arm.planned.fidelity,
                     "reportable": reportable(outcomes, arm.planned),
@@ -61,10 +63,24 @@ def _score(arm: Arm, score: Score | None, comparison: Comparison) -> dict[str, A
     }
 
 
+def _standing(score: Score | None) -> dict[str, Any]:
+    """On how many independent trainings a score rests, and where it ranks."""
+    retrained = score.retrained if score and score.retrained else (math.nan, math.nan)
+    return {
+        "design": score.design.sentence if score else "",
+        "pretrainings": score.design.pretrainings if score else 0,
+        "low_retrained": retrained[0],
+        "high_retrained": retrained[1],
+        "first": score.first if score else math.nan,
+        "apart": "; ".join(score.apart) if score else "",
+    }
+
+
 def costs(outcomes: Outcomes, arm: Arm) -> dict[str, float]:
     """What an arm's training took, mean over its finished seeds; upstream stages count in full for every arm.
 
-    images: seen by the network, counted with repetition. device_hours: seconds of training times devices.
+    images: seen by the network, counted with repetition. device_hours: seconds of training times devices. What counts
+    upstream stages is not-a-number for an arm that goes back to weights from outside.
     """
     chains = [(outcomes.own(arm.planned, s.seed), outcomes.upstream(arm.planned, s.seed)) for s in arm.seeds]
     learned = [[held for held in upstream if held.stage.kind in LEARNED] for _, upstream in chains]
@@ -72,19 +88,24 @@ def costs(outcomes: Outcomes, arm: Arm) -> dict[str, float]:
     def mean(values: Callable[[Held, list[Held]], float]) -> float:
         return float(np.mean([values(own, upstream) for own, upstream in chains])) if chains else math.nan
 
-    def both(fact: str, unit: float = 1.0) -> tuple[float, float]:
-        own = mean(lambda last, _: last.number(fact)) / unit
-        return own, own + mean(lambda _, upstream: sum(held.number(fact) for held in upstream)) / unit
+    before = math.nan if outcomes.outside(arm.planned) else 0.0  # nobody counted what weights from outside took
 
-    images, hours = both("images"), both("device_seconds", SECONDS_PER_HOUR)
+    def each(fact: str, unit: float = 1.0) -> tuple[float, float, float]:
+        own = mean(lambda last, _: last.number(fact)) / unit
+        known = own + mean(lambda _, upstream: sum(held.number(fact) for held in upstream)) / unit
+        return own, known, known + before
+
+    taken = {"images": each("images"), "device_hours": each("device_seconds", SECONDS_PER_HOUR), "flops": each("flops")}
     epochs = [sum(held.number("epochs") for held in stages) for stages in learned]
     return {
         "parameters": mean(lambda own, _: _parameters(own)),
-        "pretraining_epochs": float(np.mean(epochs)) if epochs else math.nan,
-        "images_own": images[0],
-        "images_all": images[1],
-        "device_hours_own": hours[0],
-        "device_hours_all": hours[1],
+        "pretraining_epochs": before + float(np.mean(epochs)) if epochs else math.nan,
+        "pretraining_epochs_known": float(np.mean(epochs)) if epochs else math.nan,
+        **{
+            f"{fact}_{part}": value
+            for fact, values in taken.items()
+            for part, value in zip(("own", "known", "all"), values, strict=True)
+        },
     }
 
 
@@ -94,31 +115,76 @@ def _parameters(own: Held) -> float:
 
 
 def reportable(outcomes: Outcomes, arm: PlannedArm) -> bool:
-    """Whether no stage of the arm was limited to a part of its data by --limit."""
-    keys = {key for roles in arm.stages.values() for key in roles.values()}
-    return all(data.limit is None for key in keys for data in outcomes.plan.stages[key].data.values())
+    """Whether every stage of the arm saw its data whole: no --limit, no incomplete copy."""
+    return not shortfalls(outcomes, arm)
+
+
+def shortfalls(outcomes: Outcomes, arm: PlannedArm) -> list[str]:
+    """What was left out of the data of an arm's stages: 'imagenet/val: 49,983 of 50,000 images'."""
+    keys = dict.fromkeys(key for roles in arm.stages.values() for key in roles.values())
+    splits = [data for key in keys for data in outcomes.plan.stages[key].data.values()]
+    return list(dict.fromkeys(f"{data.dataset}/{data.split}: {data.shortfall}" for data in splits if data.shortfall))
 
 
 def main_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
     """The rows of `main` for people; bold: best, and the sign for those that cannot be told apart from it."""
-    return [_main_row(row) for row in frame.to_dict("records")]
+    rows = [_main_row(row) for row in frame.to_dict("records")]
+    kept = [name for name in rows[0] if name not in OPTIONAL or any(row[name] for row in rows)] if rows else []
+    return [{name: row[name] for name in kept} for row in rows]
+
+
+OPTIONAL = ("not ranked, because",)  # columns that stand only where they say something
 
 
 def _main_row(row: Mapping[Any, Any]) -> dict[str, str]:
     notes = row["notes"].split()
-    pairs = [f"{amount(row[f'{fact}_own'])} / {amount(row[f'{fact}_all'])}" for fact in ("images", "device_hours")]
-    epochs = row["pretraining_epochs"]
     return {
         "arm": escaped(row["label"] or row["arm"]),
         f"{metric_name(row['metric'])} % \u2191": shown_score(row),
-        "95 % interval": NO_VALUE if math.isnan(row["low"]) else shown_interval((row["low"], row["high"])),
+        "95 % interval": _interval_or_none(row["low"], row["high"]),
+        "with training again": _interval_or_none(row["low_retrained"], row["high_retrained"]),
+        "trained": escaped(row["design"]) or NO_VALUE,
+        "first in": share(row["first"]),
         "parameters": amount(row["parameters"]),
-        "pretraining epochs": "0" if epochs == 0 else amount(epochs),
-        "images seen: own / with upstream": pairs[0],
-        "device-hours: own / with upstream": pairs[1],
         "fidelity": row["fidelity"],
         "departures": ", ".join(f"[{n}](#note-{n})" for n in notes) or "none",
+        "not ranked, because": escaped(row["apart"], LONGEST_REASON),
     }
+
+
+def cost_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
+    """What every arm took, for people: the last stage alone, and all that came before it as well."""
+    return [
+        {
+            "arm": escaped(row["label"] or row["arm"]),
+            "pretraining epochs": "0" if row["pretraining_epochs"] == 0 else _cost(row, "pretraining_epochs"),
+            **{
+                f"{name}: {who}": _cost(row, f"{fact}_{part}")
+                for fact, name in (("images", "images"), ("flops", "FLOPs"), ("device_hours", "device-hours"))
+                for part, who in (("own", "own stage"), ("all", "with upstream"))
+            },
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def _cost(row: Mapping[Any, Any], fact: str) -> str:
+    """A cost; that of weights from outside is unknown and said to be."""
+    if not row["starts_from"] or fact.endswith("_own"):
+        return amount(row[fact])
+    known = row[f"{fact.removesuffix('_all')}_known"]
+    return f"{'0' if known == 0 else amount(known)} plus what {escaped(row['starts_from'].partition(' ')[0])} took"
+
+
+def share(value: float) -> str:
+    """A probability in percent; what is not quite certain is not shown as certain."""
+    if math.isnan(value):
+        return NO_VALUE
+    return "> 99 %" if 0.995 <= value < 1 else "< 1 %" if 0 < value < 0.005 else f"{100 * value:.0f} %"
+
+
+def _interval_or_none(low: float, high: float) -> str:
+    return NO_VALUE if math.isnan(low) else shown_interval((low, high))
 
 
 def shown_interval(interval: tuple[float, float]) -> str:
@@ -180,14 +246,14 @@ def matrix_rows(comparison: Comparison) -> list[dict[str, str]]:
     ]
 
 
-def label_of(arm: PlannedArm) -> str:
-    """What an arm is called in reports."""
-    return arm.label or arm.id
+ALLOWED = "\u2021"  # behind a difference between rows whose protocols differ, shown all the same
 
 
 def _cell(found: Difference) -> str:
+    if found.conflicts:
+        return f"not comparable: {escaped('; '.join(found.conflicts), LONGEST_REASON)}"
     low, high = found.interval
-    text = f"{points(found.value)} [{points(low)}, {points(high)}]"
+    text = f"{points(found.value)} [{points(low)}, {points(high)}]{ALLOWED if found.allowed else ''}"
     return f"**{text}**" if found.told_apart else f"{text} {ALIKE}"
 
 
@@ -195,17 +261,34 @@ def pair_rows(comparison: Comparison) -> list[dict[str, str]]:
     """The tests behind every difference."""
     names = {score.arm.planned.id: escaped(label_of(score.arm.planned)) for score in comparison.scores}
     return [
-        {
-            "pair": f"{names[found.first]} {MINUS} {names[found.second]}",
-            "difference": points(found.value),
-            "bootstrap": p_value(found.p),
-            "after Holm": p_value(found.p_adjusted),
-            "exact McNemar by seed": _mcnemar(found),
-            "retraining noise": NO_VALUE if found.by_retraining is None else f"{found.by_retraining:.2f}",
-            "verdict": MEANING[found.verdict],
-        }
+        {"pair": f"{names[found.first]} {MINUS} {names[found.second]}", **_tests(found)}
         for found in comparison.differences
     ]
+
+
+def _tests(found: Difference) -> dict[str, str]:
+    known = not found.conflicts
+    return {
+        "difference": points(found.value) if known else NO_VALUE,
+        "over images": shown_points(found.images_interval) if known else NO_VALUE,
+        "with training again": shown_points(found.interval) if known and found.scope != "weights" else NO_VALUE,
+        "p": p_value(found.p) if known else NO_VALUE,
+        "after Holm": p_value(found.p_adjusted) if known else NO_VALUE,
+        "exact McNemar by seed": _mcnemar(found),
+        "retraining noise": NO_VALUE if found.by_retraining is None else f"{found.by_retraining:.2f}",
+        "speaks of": found.scope,
+        "verdict": MEANING[found.verdict],
+    }
+
+
+def shown_points(interval: tuple[float, float]) -> str:
+    """'-0.10 to +2.31'."""
+    return f"{points(interval[0])} to {points(interval[1])}"
+
+
+def allowed_texts(comparison: Comparison) -> list[str]:
+    """What --allow let pass, once each."""
+    return list(dict.fromkeys(escaped(text, LONGEST_REASON) for d in comparison.differences for text in d.allowed))
 
 
 def _mcnemar(found: Difference) -> str:

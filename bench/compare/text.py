@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 PLUS_MINUS, MINUS, NO_VALUE = "\u00b1", "\u2212", "\u2013"
+ALIKE = "\u2248"  # behind a score or a difference: not distinguishable
+UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 LONGEST_NAME = 60
 METRICS = {"top1": "top-1", "top5": "top-5", "mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
 
@@ -27,16 +29,10 @@ def escaped(text: str, longest: int = LONGEST_NAME) -> str:
     return re.sub(r"([\\`*_{}\[\]#!|~$@])", r"\\\1", line).replace("://", ":&#47;&#47;")
 
 
-def plain(markdown: str) -> str:
-    """A sentence or cell of a report without its markup: for terminals and programs."""
-    without = re.sub(r"\[([^\]]*)\]\(#[^)]*\)", r"\1", markdown).replace("**", "")
-    return html.unescape(re.sub(r"\\([\\`*_{}\[\]#!|~$@])", r"\1", without))
-
-
 def slug(name: str) -> str:
     """A file name that says `name`: lower-case letters, digits and dashes; a changed name ends in a digest."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    return plain if plain == name else f"{plain or 'x'}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    return made if made == name else f"{made or 'x'}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
 
 
 def metric_name(metric: str) -> str:
@@ -56,9 +52,9 @@ def amount(value: float) -> str:
     """A count or a cost in three digits: 1.23 M, 0.0451, 12.3 k."""
     if math.isnan(value):
         return NO_VALUE
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for unit, size in reversed(UNITS.items()):
         if abs(value) >= 0.9995 * size:
-            return _three_digits(value / size) + unit
+            return f"{_three_digits(value / size)} {unit}"
     return _three_digits(value)
 
 

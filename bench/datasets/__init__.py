@@ -7,26 +7,59 @@ Nothing here imports torch, so that a plan can be made and printed quickly.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from bench.spec import BenchError, Data, Scalar, digest, unknown
+from bench import completeness, subsets
+from bench.completeness import refuse
+from bench.manifest import Manifest, listing, manifest
+from bench.spec import Data, Expected, Scalar, unknown
+from bench.subsets import labels, shuffled
 
+__all__ = [
+    "Sample",
+    "Source",
+    "describe",
+    "foreseen",
+    "known_options",
+    "labels",
+    "manifest_lines",
+    "manifest_of",
+    "names",
+    "open_source",
+    "root_of",
+    "shortfall",
+    "shuffled",
+]
+
+log = logging.getLogger(__name__)
+
+NOT_SEEN = "not looked at"
 Sample = dict[str, Any]  # "image": RGB picture; "label": int, -1 when there is none; "map": (H, W) uint8, if any
 
 
 class Source(Protocol):
     """One split of a data set.
 
-    A source may also have `labels()`, the classes of all its images without reading a picture, and `root`,
-    the folder it was found in.
+    A source may also have
+    `root`         the folder it was found in;
+    `labels()`     the classes of all its images, without reading a picture;
+    `files()`      list[bench.manifest.Piece]: the bytes it is read from, all of them. A file of one picture (or its
+                   label map) is a piece with the `index` of that image; a member of a tar shard is a range of it;
+                   a file of many images (parquet, CIFAR's batches) and a table of labels are pieces of index -1.
+                   A generated split has no files. `size` and `changed` are those of the listing, so that
+                   1.28 million files are looked at once;
+    `lacks`        what a list that came with the data names and is not there, a sentence each;
+    `among`        the classes that may be answered, where a protocol asks for them (ImageNet-A, R);
+    `label_sets()` (images, L): all labels of an image, -1 behind the last, where a protocol asks for them (ReaL);
+    `unreadable`   dict: name -> reason of the pictures that were left out, because max_unreadable allowed it.
     """
 
     dataset: str
@@ -59,15 +92,28 @@ def open_source(
     root: str | None = None,
     options: Mapping[str, Scalar] | None = None,
     limit: float | None = None,
+    labels: str = "",
 ) -> Source:
-    """A split, ready to be read; `limit` keeps a count (> 1) or a share (<= 1) of it, classes in balance."""
-    module = _module(dataset)
+    """A split, ready to be read.
+
+    labels: the part of it that may be learnt from, as `subsets.labelled` reads it. limit: a count (> 1) or a share
+    (<= 1) of what that leaves, classes in balance.
+    """
     given = dict(options or {})
-    known = set(inspect.signature(module.open_split).parameters) - {"split", "root"}
-    for key in given.keys() - known:
-        raise unknown(f"option of data set {dataset}", key, known)
-    source: Source = module.open_split(split, root=root, **given)
-    return source if limit is None or limit == 1 else Subset(source, limit)
+    for key in given.keys() - known_options(dataset):
+        raise unknown(f"option of data set {dataset}", key, known_options(dataset))
+    module = _module(dataset)
+    return _part(module.open_split(split, root=root, **given), labels, limit)
+
+
+def known_options(dataset: str) -> set[str]:
+    """What a data set can be told beyond its split and where it lies."""
+    return set(inspect.signature(_module(dataset).open_split).parameters) - {"split", "root"}
+
+
+def _part(source: Source, labels: str, limit: float | None) -> Source:
+    learnt: Source = subsets.labelled(source, labels) if labels else source
+    return learnt if limit is None or limit == 1 else subsets.limited(learnt, limit)
 
 
 def describe(
@@ -76,13 +122,25 @@ def describe(
     root: str | None = None,
     options: Mapping[str, Scalar] | None = None,
     limit: float | None = None,
+    *,
+    labels: str = "",
+    expected: Expected | None = None,
+    allow_incomplete: bool = False,
 ) -> Data:
     """What a split holds and where it lies, as a stage records it.
 
     Options that a data set names in `LOCAL_OPTIONS` (where pictures lie, how many may be unreadable) are left
     out: the identity covers what they lead to, and a stage's key must not change when a folder moves.
+    Raises BenchError for a split that is not as `expected`, unless that is allowed.
     """
-    source = open_source(dataset, split, root=root, options=options, limit=limit)
+    options = dict(options or {})
+    whole = open_source(dataset, split, root=root, options=options)
+    told = shortfall(whole, expected, options)
+    if told and not allow_incomplete:
+        raise refuse(whole, told, root)
+    if told:
+        log.warning("%s/%s is not the published split, so results are not reportable: %s", dataset, split, told[0])
+    source = _part(whole, labels, limit)
     local: frozenset[str] = getattr(_module(dataset), "LOCAL_OPTIONS", frozenset())
     return Data(
         dataset=dataset,
@@ -90,65 +148,64 @@ def describe(
         identity=source.identity(),
         images=len(source),
         root=getattr(source, "root", root),
-        options={key: value for key, value in (options or {}).items() if key not in local},
+        options={key: value for key, value in options.items() if key not in local},
         limit=limit,
+        labels=labels,
+        manifest=root_of(source),
+        incomplete=told[0] if told else "",
     )
 
 
-def labels(source: Source) -> Sequence[int]:
-    """The class of every image of a source; sources that cannot tell cheaply are read through."""
-    cheap = getattr(source, "labels", None)
-    return cheap() if cheap else [source[index]["label"] for index in range(len(source))]
+def foreseen(
+    dataset: str,
+    split: str,
+    root: str | None = None,
+    options: Mapping[str, Scalar] | None = None,
+    limit: float | None = None,
+    *,
+    labels: str = "",
+    expected: Expected | None = None,
+    allow_incomplete: bool = False,
+) -> Data:
+    """As `describe`, but published data that nobody has pointed at are taken to be there, complete: for plans only."""
+    rule = subsets.parse_rule(labels or "100%")
+    if root is not None or expected is None or not rule.share:
+        given = {"labels": labels, "expected": expected, "allow_incomplete": allow_incomplete}
+        return describe(dataset, split, root, options, limit, **given)  # type: ignore[arg-type]
+    images = int(expected.images * rule.share / 100)
+    if limit is not None:
+        images = min(images, round(limit * (images if limit <= 1 else 1)))
+    kept = {"dataset": dataset, "split": split, "identity": NOT_SEEN, "manifest": NOT_SEEN, "images": images}
+    return Data.model_validate({**kept, "limit": limit, "labels": labels})
 
 
-class Subset:
-    """A part of a source, always the same part, its classes represented alike."""
-
-    def __init__(self, source: Source, limit: float) -> None:
-        if limit <= 0:
-            raise BenchError(f"limit = {limit:g}: give a count above 1, or a share of the images up to 1")
-        self._source, self._limit = source, float(limit)
-        self._classes_of = labels(source)
-        wanted = int(limit) if limit > 1 else max(1, round(limit * len(source)))
-        self._indices = _balanced(source, self._classes_of, wanted)
-        self.dataset, self.split, self.classes = source.dataset, source.split, source.classes
-        self.root: str | None = getattr(source, "root", None)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._source[self._indices[index]]
-
-    def name(self, index: int) -> str:
-        """Identifier of an image, as in the whole split."""
-        return self._source.name(self._indices[index])
-
-    def labels(self) -> Sequence[int]:
-        """The class of every image."""
-        return [self._classes_of[index] for index in self._indices]
-
-    def identity(self) -> str:
-        """Hash of what the part holds."""
-        return digest(["subset", self._source.identity(), self._limit])
+def shortfall(source: Source, expected: Expected | None, options: Mapping[str, Scalar]) -> list[str]:
+    """In what a split differs from the published one; what is held out of it for choosing belongs to it."""
+    lacks = list(getattr(source, "lacks", ()))
+    if expected is None:
+        return lacks
+    if "minival_fraction" in options:
+        left = {key: value for key, value in options.items() if key != "minival_fraction"}
+        source = open_source(source.dataset, source.split, root=getattr(source, "root", None), options=left)
+    return completeness.shortfall(source, expected) + lacks
 
 
-def shuffled(names_: Sequence[str]) -> list[int]:
-    """Positions of the names in an order that is arbitrary, but the same everywhere and for ever."""
-    return sorted(range(len(names_)), key=lambda i: hashlib.blake2b(names_[i].encode(), digest_size=8).digest())
+def manifest_of(source: Source, anew: bool = False) -> Manifest | None:
+    """The root hash of a split's files, from the cache unless they are to be read anew; None for data generated."""
+    pieces = source.files() if hasattr(source, "files") else []
+    return manifest(pieces, f"{source.dataset} {getattr(source, 'root', None)}", anew) if pieces else None
 
 
-def _balanced(source: Source, classes_of: Sequence[int], wanted: int) -> list[int]:
-    """`wanted` indices in ascending order: the first of each class, then the second of each class, and so on."""
-    order = shuffled([source.name(index) for index in range(len(source))])
-    seen: dict[int, int] = {}
-    rounds = []
-    for index in order:
-        turn = seen.get(classes_of[index], 0)
-        seen[classes_of[index]] = turn + 1
-        rounds.append((turn, index))
-    rounds.sort(key=lambda item: item[0])  # stable: within a round the arbitrary order stays
-    return sorted(index for _, index in rounds[:wanted])
+def manifest_lines(source: Source) -> list[str]:
+    """Hash, size and name of every file of a split; none for data that are generated."""
+    pieces = source.files() if hasattr(source, "files") else []
+    return listing(pieces, f"{source.dataset} {getattr(source, 'root', None)}") if pieces else []
+
+
+def root_of(source: Source) -> str:
+    """The root hash of a split's files; '' for data that are generated."""
+    found = manifest_of(source)
+    return found.root if found else ""
 
 
 @cache

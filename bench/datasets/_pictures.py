@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bench.files import write_atomic
+from bench.files import cache_folder, write_atomic
 from bench.spec import BenchError, digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision's ImageFolder
@@ -26,19 +26,13 @@ class File(NamedTuple):
     changed: int
 
 
-def cache_folder() -> Path:
-    """Where things that can be made again are kept: BENCH_CACHE, else `bench` in the user's cache."""
-    chosen = os.environ.get("BENCH_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bench"
-
-
-def read_picture(path: Path, exif_rotate: bool = False) -> Image.Image:
-    """The picture as RGB, by Pillow's conversion, just as torchvision's ImageFolder reads it.
+def read_picture(file: Path | BinaryIO, exif_rotate: bool = False) -> Image.Image:
+    """The picture in a file as RGB, by Pillow's conversion, just as torchvision's ImageFolder reads it.
 
     That means: alpha is dropped, 16-bit grey is clipped at 255, and a rotation noted in the EXIF data is not
     applied unless `exif_rotate` asks for it.
     """
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         image.load()
         turned = ImageOps.exif_transpose(image) if exif_rotate else image
         return turned if turned.mode == "RGB" else turned.convert("RGB")
@@ -130,14 +124,14 @@ def _check_all(tree: Path, files: Sequence[File]) -> list[str]:
     """For each file the reason why it cannot be read, or ''."""
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        found = threads.map(lambda chunk: [_check(tree / file.path, file.size) for file in chunk], chunks)
+        found = threads.map(lambda chunk: [why_unreadable(tree / file.path, file.size) for file in chunk], chunks)
         return [why for chunk in found for why in chunk]
 
 
-def _check(path: Path, size: int) -> str:
-    """Why a file does not decode, or ''."""
+def why_unreadable(file: Path | BinaryIO, size: int) -> str:
+    """Why a picture of `size` bytes does not decode completely, or ''."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.draft("RGB", (1, 1))  # JPEG: all of the file is still parsed, at a third of the cost
             image.load()
         return ""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from bench.datasets import Sample, shuffled
 from bench.datasets._pictures import File, list_pictures, read_picture, subfolders, unreadable
+from bench.manifest import Piece
 from bench.spec import BenchError, nearest
 
 LOCAL_OPTIONS = frozenset({"path", "max_unreadable"})  # say where pictures lie, not which they are
@@ -36,6 +37,7 @@ class Listing(NamedTuple):
     tree: Path
     classes: tuple[str, ...]
     items: list[Item]
+    unreadable: dict[str, str] = {}  # noqa: RUF012 - path -> why, of files that were left out
 
 
 class Pictures:
@@ -45,7 +47,7 @@ class Pictures:
 
     def __init__(self, split: str, root: Path, listing: Listing, *, exif_rotate: bool = False) -> None:
         self.split, self.root = split, str(root)
-        self._tree, self.classes, self._items = listing
+        self._tree, self.classes, self._items, self.unreadable = listing
         self._exif_rotate = exif_rotate
 
     def __len__(self) -> int:
@@ -66,6 +68,14 @@ class Pictures:
     def labels(self) -> Sequence[int]:
         """The class of every picture."""
         return [label for _, label in self._items]
+
+    def files(self) -> list[Piece]:
+        """Every picture's file."""
+        tree = f"{self._tree}/"
+        return [
+            Piece(file.path, tree + file.path, file.size, file.changed, index=index)
+            for index, (file, _) in enumerate(self._items)
+        ]
 
     def identity(self) -> str:
         """Hash of the listing: the classes, and path, size and class of every picture."""
@@ -166,10 +176,12 @@ def _none_empty(tree: Path, classes: tuple[str, ...], filled: set[int]) -> None:
 
 def _carved(place: Path, split: str, fraction: float) -> Listing:
     """train without its held-out share, or that share: the same pictures every time, of each class alike."""
-    tree, classes, items = _labelled(place, "train")
+    tree, classes, items, _ = _labelled(place, "train")
+    of_class: list[list[str]] = [[] for _ in classes]
+    for item in items:
+        of_class[item.label].append(item.file.path)
     held: set[str] = set()
-    for label, name in enumerate(classes):
-        paths = [item.file.path for item in items if item.label == label]
+    for name, paths in zip(classes, of_class, strict=True):
         count = max(1, round(fraction * len(paths)))
         if count >= len(paths):
             raise BenchError(f"{tree / name}: {len(paths)} picture(s) are too few to hold {count} out for minival")
@@ -180,7 +192,7 @@ def _carved(place: Path, split: str, fraction: float) -> Listing:
 
 def _readable(listing: Listing, max_unreadable: int) -> Listing:
     """The listing without the files that cannot be read, if those are not too many."""
-    tree, classes, items = listing
+    tree, classes, items, _ = listing
     bad = unreadable(tree, [item.file for item in items])
     if not bad:
         return listing
@@ -196,7 +208,7 @@ def _readable(listing: Listing, max_unreadable: int) -> Listing:
         _none_empty(tree, classes, {item.label for item in kept})
     elif not kept:
         raise BenchError(f"{tree}: no readable pictures in it")
-    return Listing(tree, classes, kept)
+    return Listing(tree, classes, kept, bad)
 
 
 def _some(names: Sequence[str]) -> str:

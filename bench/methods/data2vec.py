@@ -46,7 +46,11 @@ def objective(stage: Stage, parts: Parts) -> Objective:
         beta=float(options["beta"]),
         norm_targets=bool(options["norm_targets"]),
         decay=Decay(
-            float(options["decay"]), float(options["decay_start"]), float(options["decay_ramp"]), stage.recipe.epochs
+            end=float(options["decay"]),
+            start=float(options["decay_start"]),
+            ramp=float(options["decay_ramp"]),
+            epochs=stage.recipe.epochs,
+            still=stage.recipe.cooldown_fraction if stage.recipe.schedule == "tri-phase" else 0.0,
         ),
     )
 
@@ -62,13 +66,15 @@ def target_layers(depth: int, top: float) -> tuple[int, ...]:
 class Decay(NamedTuple):
     """How slowly the teacher follows: the share of itself that it keeps in a step.
 
-    Constant at `end`, or first rising to it from `start`, linearly over `ramp`, a share of the training.
+    Constant at `end`, or first rising to it from `start`, linearly over `ramp`, a share of the training. In the last
+    share `still` it stays as it is: there the authors' tri-phase schedule lets the learning rate fall.
     """
 
     end: float
     start: float = 0.999
     ramp: float = 0.0
     epochs: float = 1.0
+    still: float = 0.0
 
     def at(self, step: int, *, steps: int) -> float:
         """The decay in step `step` (from 0) of `steps`.
@@ -76,7 +82,9 @@ class Decay(NamedTuple):
         A ramp that ends within an epoch keeps its last value until the next one begins.
         Source: data2vec engine_for_cyclical.py.
         """
-        ramp, per_epoch = self.ramp * steps, steps / self.epochs
+        if self.still and step > (1 - self.still) * steps:
+            return 1.0
+        ramp, per_epoch = round(self.ramp * steps, 6), steps / self.epochs  # a share that meant a step means it still
         if step // per_epoch * per_epoch >= ramp:
             return self.end
         return self.start + min(step, math.ceil(ramp) - 1) * (self.end - self.start) / ramp
@@ -103,6 +111,9 @@ class PredictTeacher(Objective):
         self.teacher = copy.deepcopy(backbone).requires_grad_(False).eval()
         self.layers, self.beta, self.norm_targets, self.decay = layers, beta, norm_targets, decay
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+
+    def started(self) -> None:
+        self.teacher.load_state_dict(self.backbone.state_dict())
 
     def train(self, mode: bool = True) -> PredictTeacher:
         super().train(mode)
@@ -138,7 +149,7 @@ class PredictTeacher(Objective):
         """Let the teacher follow, in fp32."""
         self.steps_done += 1
         decay = self.decay.end
-        if self.decay.ramp:  # reading the counter makes the host wait for a GPU
+        if self.decay.ramp or self.decay.still:  # reading the counter makes the host wait for a GPU
             done = int(self.steps_done)
             decay = self.decay.at(done - 1, steps=round(done / progress))
         teacher: list[Tensor] = list(self.teacher.parameters())

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bench.compare.answer import _narrow
 from bench.compare.differences import Comparison, compare_arms
 from bench.compare.outcomes import Arm, Outcome
 from bench.spec import PlannedArm
@@ -82,3 +83,31 @@ def test_arms_without_a_result_have_no_score_and_no_difference() -> None:
 def test_arms_with_the_same_score_are_both_highest() -> None:
     found = compared(arm("a", right(700)), arm("b", right(700)[:, ::-1]), arm("c", right(600)))
     assert found.highest() == ["a", "b"]
+
+
+class OnePretraining:
+    """All seeds of an arm start from the same pretraining."""
+
+    def start(self, arm: PlannedArm, seed: int) -> str:
+        return arm.id
+
+
+def test_five_fine_tunings_of_one_pretraining_say_nothing_about_pretraining_again() -> None:
+    arms = [arm("a", right(800, 802, 801, 799, 803)), arm("b", right(700, 703, 701, 702, 699))]
+    found = compare_arms("t", arms, 500, outcomes=OnePretraining())  # type: ignore[arg-type]
+    assert found.differences[0].verdict == "different fine-tunings"
+    assert found.scores[0].design.sentence == "1 pretraining, 5 fine-tunings: n is 1, not 5"
+    assert "its differences are of this pretraining, not of the method" in " ".join(_narrow(found, []))
+
+
+def test_one_seed_beside_several_is_about_weights() -> None:
+    found = compared(arm("a", right(800)), arm("b", right(700, 702, 701)))
+    assert (found.differences[0].verdict, found.differences[0].scope) == ("different weights", "weights")
+
+
+def test_the_probability_of_being_first_is_shared_by_equals_and_sums_to_one() -> None:
+    same = compared(arm("a", right(700)), arm("b", right(700)), arm("c", right(600)))
+    assert [score.first for score in same.scores] == pytest.approx([0.5, 0.5, 0.0])
+    near = compared(arm("a", right(700, 690)), arm("b", right(700, 710)[:, ::-1]))
+    assert sum(score.first for score in near.scores) == pytest.approx(1.0)
+    assert near.scores[1].first > near.scores[0].first > 0

@@ -8,7 +8,7 @@ from bench.compare import published
 from bench.compare.published import Published
 from bench.spec import BenchError
 
-GOOD = 'beit,,base,224,ImageNet-1k,800,imagenet1k,fine-tuned,top1,83.2,"arXiv 2106.08254, Table 1",quoted,no'
+GOOD = 'beit-base,beit,,base,224,ImageNet-1k,800,imagenet1k,fine-tuned,top1,83.2,"arXiv 2106.08254, Table 1",quoted,no'
 
 
 def table(path: Path, row: str) -> Path:
@@ -52,10 +52,12 @@ def test_a_good_row_is_read(tmp_path: Path) -> None:
         (GOOD.replace("83.2", "many"), "not a number"),
         (GOOD.replace(",no", ",maybe"), "verified"),
         (GOOD + ",more", "columns"),
+        (GOOD.replace("beit-base", "BEiT base"), "small letters"),
+        (GOOD + "\n" + GOOD, "stands above already"),
     ],
 )
 def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, wrong: str, said: str) -> None:
-    with pytest.raises(BenchError, match=r"line 2") as caught:
+    with pytest.raises(BenchError, match=r"line [23]") as caught:
         published.read(table(tmp_path / "p.csv", wrong))
     assert said in str(caught.value)
 
@@ -70,3 +72,10 @@ def test_a_task_shows_its_methods_and_the_context_only() -> None:
     rows = published.for_task(published.read(published.default_path()), "imagenet1k", "top1", {"beit"})
     assert {row.method for row in rows} == {"beit", "mae", "dino", "mocov3"}
     assert published.for_task(rows, "demo", "top1", {"beit"}) == []
+
+
+def test_a_link_to_no_row_offers_the_nearest(tmp_path: Path) -> None:
+    rows = published.read(table(tmp_path / "p.csv", GOOD))
+    assert published.by_id(rows, "beit-base", "arm beit").value == 83.2
+    with pytest.raises(BenchError, match=r"arm beit: .*Did you mean beit-base"):
+        published.by_id(rows, "beit-bse", "arm beit")

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,19 +17,34 @@ import pytest
 from compare_tree import Tree, build
 
 from bench.compare import Report, compare
+from bench.compare.exports import model_index
 from bench.compare.findings import find
-from bench.compare.page import page
-from bench.compare.pictures import _telling
-from bench.spec import BenchError
+from bench.compare.markdown import markdown
+from bench.compare.notes import differing
+from bench.compare.page import document
+from bench.compare.pictures import _flipped, _telling
+from bench.compare.refreshing import changes
+from bench.spec import BenchError, Plan
+from bench.store import Run
 
 
 def text_of(tree: Tree) -> str:
     """report.md of a tree, without its figures."""
-    return page(find(tree.plan, tree.results), [])
+    return markdown(document(find(tree.plan, tree.results), []))
 
 
 def body_of(report: Report) -> dict:
     return json.loads((report.folder / "report.json").read_text())
+
+
+def limited(tree: Tree, method: str) -> Plan:
+    """The plan of a tree as if one method had been scored on a part of the images."""
+    stages = dict(tree.plan.stages)
+    for key, stage in stages.items():
+        if stage.method == method:
+            seen = stage.data["val"].model_copy(update={"limit": 20.0, "images": 20})
+            stages[key] = stage.model_copy(update={"data": {"val": seen}})
+    return tree.plan.model_copy(update={"stages": stages})
 
 
 def test_the_same_runs_give_the_same_bytes(tree: Tree, report: Report, tmp_path: Path) -> None:
@@ -99,6 +115,104 @@ def test_every_figure_is_shown_and_none_is_empty(report: Report) -> None:
             ElementTree.parse(path)
 
 
+def test_report_json_is_what_its_schema_says(report: Report) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((resources.files("bench.compare") / "report.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(body_of(report), schema, cls=jsonschema.Draft202012Validator)
+
+
+def test_report_json_has_every_part_that_its_schema_asks_for(report: Report) -> None:
+    schema = json.loads((resources.files("bench.compare") / "report.schema.json").read_text())
+    assert set(schema["required"]) == set(body_of(report))
+
+
+def test_the_page_and_report_json_say_the_same(report: Report) -> None:
+    said = [block for part in body_of(report)["sections"][1]["sections"] for block in part["blocks"]]
+    (scores,) = (block for block in said if block.get("table") == "scores-demo")
+    shown = dict(zip(scores["columns"], scores["rows"][2], strict=True))
+    assert shown == report.rows["demo"][2]
+    assert all(cell in (report.folder / "report.html").read_text() for cell in scores["rows"][2])
+
+
+def test_the_hub_reads_the_model_index(report: Report) -> None:
+    hub = pytest.importorskip("huggingface_hub.repocard_data")
+    index = json.loads((report.folder / "model-index.json").read_text())["model-index"]
+    name, results = hub.model_index_to_eval_results([next(e for e in index if e["name"] == "beit")])
+    assert name == "beit"
+    row = next(row for row in body_of(report)["arms"] if row["arm"] == "beit-demo")
+    assert [(found.dataset_name, found.metric_type) for found in results] == [
+        ("demo", "accuracy"), ("demo-seg", "mean_iou"),
+    ]  # fmt: skip
+    assert results[0].metric_value == pytest.approx(row["score"])
+
+
+def test_rows_that_are_not_reportable_are_not_offered_to_the_hub(results: Path) -> None:
+    tree = build(results, tasks=("demo",))
+    found = find(limited(tree, "vit"), tree.results)
+    names = [entry["name"] for entry in json.loads(model_index(found))["model-index"]]
+    assert names == ["deit", "beit", "data2vec"]
+
+
+def test_the_latex_tables_are_whole(report: Report) -> None:
+    text = (report.folder / "table.tex").read_text()
+    for body in re.findall(r"\\begin\{tabular\}\{([lr]+)\}\n(.*?)\\end\{tabular\}", text, flags=re.DOTALL):
+        rows = [line for line in body[1].splitlines() if line.endswith(r"\\")]
+        assert len(rows) == 5
+        assert {row.count(" & ") for row in rows} == {len(body[0]) - 1}
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 6
+
+
+def test_every_start_is_counted_and_failed_ones_say_why(results: Path) -> None:
+    tree = build(results, tasks=("demo",))
+    run = tree.run("vit-demo", 0, "supervised")
+    run.log_attempt("started", processes=1, device="cpu")
+    run.log_attempt("failed", exit_code=1, error="loss is nan at step 7")
+    run.log_attempt("started", processes=2, device="cpu")
+    run.log_attempt("done", exit_code=0)
+    found = find(tree.plan, tree.results).provenance.attempts
+    assert [(one["start"], one["ended"], one["error"]) for one in found] == [
+        (1, "failed", "loss is nan at step 7"), (2, "done", ""),
+    ]  # fmt: skip
+    assert "2 times one was started, 1 times it failed" in text_of(tree)
+
+
+def test_runs_beside_the_study_are_told(results: Path) -> None:
+    tree = build(results, tasks=("demo",))
+    stage = tree.run("vit-demo", 0, "supervised").stage()
+    other = Run.open(results / "runs", stage.model_copy(update={"seed": 7}))
+    found = find(tree.plan, tree.results).provenance.others
+    assert [(row["folder"], row["seed"], row["state"]) for row in found] == [(other.root.name, 7, "pending")]
+
+
+def test_data_stand_once_with_all_that_used_them(report: Report) -> None:
+    rows = body_of(report)["provenance"]["data"]
+    assert [(row["dataset"], row["images"], row["shortfall"]) for row in rows] == [("demo", 400, "")]
+    assert "supervised val" in rows[0]["roles"]
+
+
+def test_values_that_differ_between_arms_are_shown_and_equal_ones_are_not(tree: Tree) -> None:
+    rows = {row["value"]: row for row in differing(find(tree.plan, tree.results).outcomes, "demo")}
+    assert rows["last stage: epochs"]["vit"] == "30"
+    assert rows["last stage: epochs"]["beit"] == "20"
+    assert "last stage: width" not in rows
+
+
+def test_a_watched_report_is_written_again_when_a_stage_comes_further(results: Path) -> None:
+    tree = build(results, tasks=("demo",))
+    run, looks = tree.run("vit-demo", 0, "supervised"), []
+
+    def look_away(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            run.set_status("failed", error="stopped")
+
+    changed = changes(tree.plan, tree.results, 3.0, look_away)
+    next(changed)
+    next(changed)
+    assert looks == [3.0, 3.0]
+
+
 def test_files_hold_no_dates_and_no_names_of_machines(tree: Tree, report: Report) -> None:
     for path in report.files:
         content = path.read_bytes()
@@ -115,7 +229,7 @@ def test_figures_of_an_earlier_report_are_removed_and_other_files_kept(tree: Tre
 
 
 def test_the_report_of_the_demo_is_small(report: Report) -> None:
-    assert sum(path.stat().st_size for path in report.files) < 2_000_000
+    assert sum(path.stat().st_size for path in report.files) < 4_000_000
 
 
 def test_table_csv_has_a_row_for_every_arm_and_task(report: Report) -> None:
@@ -218,13 +332,9 @@ def test_one_seed_says_that_nothing_is_known_about_retraining(results: Path) -> 
 
 def test_limited_data_is_marked_as_not_reportable(results: Path) -> None:
     tree = build(results, tasks=("demo",))
-    limited = {
-        key: stage.model_copy(update={"data": {"val": stage.data["val"].model_copy(update={"limit": 100.0})}})
-        if stage.method == "vit" else stage
-        for key, stage in tree.plan.stages.items()
-    }  # fmt: skip
-    text = page(find(tree.plan.model_copy(update={"stages": limited}), tree.results), [])
-    assert "Not reportable, because --limit left out data: vit." in text
+    text = markdown(document(find(limited(tree, "vit"), tree.results), []))
+    assert "Not reportable: vit (demo/val: --limit left 20 images" in text
+    assert re.search(r"\| not comparable: [^|]*not reportable: demo/val: --limit left 20 images \|", text)
 
 
 def test_published_numbers_stand_in_their_own_rows_with_their_source(results: Path) -> None:
@@ -252,3 +362,11 @@ def test_pictures_show_images_on_which_the_arms_disagree() -> None:
     assert _telling([("a", alike), ("b", other)]).tolist() == [0, 1, 2, 7, 9, 15]
     assert _telling([("a", alike)]).tolist() == [0, 1, 2, 3, 4, 5]
     assert _telling([]).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_flips_show_what_one_arm_gets_right_and_the_other_wrong() -> None:
+    images, labels = np.zeros((4, 3, 4, 4), np.uint8), np.array([0, 1, 2, 3])
+    right = {"images": images, "labels": labels, "predictions": np.array([0, 1, 9, 3])}
+    wrong = {"images": images, "labels": labels, "predictions": np.array([0, 5, 2, 6])}
+    assert [cell.title for cell in _flipped(right, wrong)] == ["5, is 1", "6, is 3"]
+    assert [cell.title for cell in _flipped(wrong, right)] == ["9, is 2"]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.compare import statistics
-from bench.compare.statistics import Counts, Spread
+from bench.compare import resampling, statistics
+from bench.compare.resampling import Counts
+from bench.compare.statistics import Spread
 
 
 def accuracy_counts(right: np.ndarray) -> Counts:
@@ -20,45 +21,80 @@ def test_wilson_interval_is_scipys(right: int, images: int) -> None:
     assert found == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
 
 
+@pytest.mark.parametrize("images", [7, 200, 400, 2000])
+@pytest.mark.parametrize("score", [0.0, 100.0])
+def test_wilson_interval_holds_the_score_also_at_its_ends(score: float, images: int) -> None:
+    low, high = statistics.wilson(score, images)
+    assert low <= score <= high
+
+
 def test_accuracy_is_the_share_of_images_that_are_right() -> None:
     right = np.array([[1, 1, 0, 0], [1, 1, 1, 0]])
-    assert statistics.scores(accuracy_counts(right)).tolist() == [50.0, 75.0]
+    assert resampling.scores(accuracy_counts(right)).tolist() == [50.0, 75.0]
 
 
 def test_miou_is_the_mean_of_class_ratios_over_classes_that_occur() -> None:
     intersect = np.array([[[3, 0, 0], [1, 2, 0]]], dtype=float)  # one seed, two images, three classes
     union = np.array([[[4, 2, 0], [4, 2, 0]]], dtype=float)
-    assert statistics.scores(Counts(intersect, union))[0] == pytest.approx(100 * (4 / 8 + 2 / 4) / 2)
+    assert resampling.scores(Counts(intersect, union))[0] == pytest.approx(100 * (4 / 8 + 2 / 4) / 2)
 
 
-def test_bootstrap_equals_a_loop_over_drawn_images() -> None:
+def areas() -> Counts:
     generator = np.random.default_rng(0)
     union = generator.integers(0, 5, (2, 6, 3)).astype(float)
-    intersect = np.floor(union * generator.random(union.shape))
-    found = statistics.bootstrap({"a": Counts(intersect, union)}, draws=7, seed=5)["a"]
-    drawn = np.random.default_rng(5).integers(0, 6, size=(7, 6))
-    for score, images in zip(found, drawn, strict=True):
-        by_seed = []
-        for hits, totals in zip(intersect, union, strict=True):
-            ratios = [
-                sum(hits[i, c] for i in images) / sum(totals[i, c] for i in images)
-                for c in range(3)
-                if sum(totals[i, c] for i in images) > 0
-            ]
-            by_seed.append(100 * sum(ratios) / len(ratios))
-        assert score == pytest.approx(sum(by_seed) / 2)
+    return Counts(np.floor(union * generator.random(union.shape)), union)
+
+
+def test_miou_is_made_anew_from_the_areas_of_the_images_of_each_draw() -> None:
+    intersect, union = areas()
+    found = resampling.bootstrap({"a": areas()}, draws=7, seed=5)["a"]
+    (drawn,) = resampling._weights(np.ones(6, np.int64), 7, seed=5)
+    assert drawn.sum(1).tolist() == [6.0] * 7
+    for draw, times in enumerate(drawn):
+        for seed in range(2):
+            ratios = []
+            for c in range(3):
+                total = sum(times[i] * union[seed, i, c] for i in range(6))
+                if total > 0:
+                    ratios.append(sum(times[i] * intersect[seed, i, c] for i in range(6)) / total)
+            assert found[seed, draw] == pytest.approx(100 * sum(ratios) / len(ratios), rel=1e-5)
+
+
+def test_drawing_groups_of_like_images_is_drawing_images() -> None:
+    generator = np.random.default_rng(1)
+    right = generator.random((3, 400)) < np.array([[0.9], [0.8], [0.7]])
+    rows = resampling.alike(right.astype(float))
+    assert rows.sizes.sum() == 400
+    assert len(rows.sizes) <= 8
+    assert rows.values.T @ rows.sizes == pytest.approx(right.sum(1))
+    together, apart = resampling.resampled(rows, 4000), _one_by_one(right, 4000)
+    assert np.cov(together) == pytest.approx(np.cov(apart), rel=0.1, abs=0.15)
+    assert together.mean(1) == pytest.approx(100 * right.mean(1), abs=0.15)
+
+
+def _one_by_one(right: np.ndarray, draws: int) -> np.ndarray:
+    images = np.random.default_rng(2).integers(0, right.shape[1], (draws, right.shape[1]))
+    return np.stack([100 * model[images].mean(1) for model in right])
+
+
+def test_small_and_large_groups_are_drawn_as_often_as_they_are_large() -> None:
+    sizes = np.array([500, 40, 3, 1, 1])
+    weights = np.concatenate(list(resampling._weights(sizes, 4000, seed=0)))
+    assert (weights.sum(1) == sizes.sum()).all()
+    assert weights.mean(0) == pytest.approx(sizes, rel=0.05, abs=0.1)
+    assert weights.var(0) == pytest.approx(sizes * (1 - sizes / sizes.sum()), rel=0.1)
 
 
 def test_bootstrap_does_not_depend_on_how_many_weights_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    arms = {"a": accuracy_counts(np.random.default_rng(1).random((1, 50)) < 0.7)}
-    whole = statistics.bootstrap(arms, draws=40)["a"]
-    monkeypatch.setattr(statistics, "WEIGHTS_AT_ONCE", 150)
-    assert np.array_equal(whole, statistics.bootstrap(arms, draws=40)["a"])
+    arms = {"a": areas()}
+    spread = resampling.bootstrap(arms, draws=4000)["a"].std()
+    monkeypatch.setattr(resampling, "WEIGHTS_AT_ONCE", 60)
+    assert resampling.bootstrap(arms, draws=4000)["a"].std() == pytest.approx(spread, rel=0.05)
 
 
 def test_bootstrap_spread_is_the_binomial_one() -> None:
     right = np.arange(500)[None] < 400
-    drawn = statistics.bootstrap({"a": accuracy_counts(right)}, draws=4000)["a"]
+    drawn = resampling.bootstrap({"a": accuracy_counts(right)}, draws=4000)["a"]
     assert np.std(drawn) == pytest.approx(100 * np.sqrt(0.8 * 0.2 / 500), rel=0.05)
 
 
@@ -66,15 +102,19 @@ def test_pairing_makes_the_interval_of_a_difference_narrower() -> None:
     generator = np.random.default_rng(2)
     first = generator.random((1, 800)) < 0.7
     second = np.where(generator.random((1, 800)) < 0.05, ~first, first)  # 5 % of the images differ
-    drawn = statistics.bootstrap({"a": accuracy_counts(first), "b": accuracy_counts(second)}, draws=2000)
+    drawn = resampling.bootstrap({"a": accuracy_counts(first), "b": accuracy_counts(second)}, draws=2000)
     paired = np.std(drawn["a"] - drawn["b"])
     assert paired < 0.5 * np.hypot(np.std(drawn["a"]), np.std(drawn["b"]))
 
 
 def test_equal_arms_have_a_difference_of_zero_and_p_of_one() -> None:
     right = np.random.default_rng(3).random((1, 100)) < 0.5
-    drawn = statistics.bootstrap({"a": accuracy_counts(right), "b": accuracy_counts(right)}, draws=200)
+    drawn = resampling.bootstrap({"a": accuracy_counts(right), "b": accuracy_counts(right)}, draws=200)
     assert statistics.two_sided(drawn["a"] - drawn["b"]) == 1.0
+
+
+def test_arms_without_images_have_no_draws() -> None:
+    assert resampling.bootstrap({}) == {}
 
 
 def test_bootstrap_p_is_never_zero() -> None:
@@ -100,24 +140,24 @@ def test_holm_multiplies_by_what_is_left_and_never_falls() -> None:
     assert statistics.holm([]) == []
 
 
+def test_holm_does_not_count_what_was_not_tested() -> None:
+    assert statistics.holm([0.01, float("nan"), 0.03]) == pytest.approx([0.02, float("nan"), 0.03], nan_ok=True)
+
+
 def test_spread_of_one_seed_has_no_deviation() -> None:
     assert statistics.spread([71.0]) == Spread(71.0, None, 1)
     assert statistics.spread([70.0, 72.0]).sd == pytest.approx(np.sqrt(2))
 
 
-def test_retraining_noise_is_pooled_over_arms_by_degrees_of_freedom() -> None:
-    noise = statistics.retraining([Spread(70, 1.0, 2), Spread(60, 2.0, 4), Spread(50, None, 1)])
-    assert noise is not None
-    assert noise.freedom == 4
-    assert noise.sd == pytest.approx(np.sqrt((1.0 * 1 + 4.0 * 3) / 4))
-    assert statistics.retraining([Spread(70, None, 1)]) is None
+def test_interval_of_a_few_values_is_students() -> None:
+    values = [70.0, 71.0, 70.4]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert statistics.mean_interval(values) == pytest.approx((expected.low, expected.high))
+    assert np.isnan(statistics.mean_interval([70.0])).all()
 
 
-def test_smallest_difference_is_where_students_t_test_turns() -> None:
-    first, second = [70.0, 71.0, 70.4], [72.0, 71.5, 72.6]
-    noise = statistics.retraining([statistics.spread(first), statistics.spread(second)])
-    assert noise is not None
-    limit = statistics.smallest_difference(noise, 3, 3)
-    gap = np.mean(second) - np.mean(first)
-    shifted = [value - gap + limit for value in second]
-    assert stats.ttest_ind(first, shifted).pvalue == pytest.approx(0.05)
+def test_a_deviation_that_is_known_exactly_gives_the_normal_interval() -> None:
+    interval, p = statistics.student(1.0, 0.5, np.inf)
+    assert interval == pytest.approx((1 - 0.98, 1 + 0.98), abs=1e-3)
+    assert p == pytest.approx(0.0455, abs=1e-4)
+    assert statistics.student(0.0, 0.0, 3) == ((0.0, 0.0), 1.0)

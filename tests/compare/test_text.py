@@ -1,8 +1,11 @@
 """Numbers as they are shown, and names that try to break a page."""
 
+import re
+
 import pytest
 
-from bench.compare.text import amount, escaped, markdown_table, p_value, plain, points, shortened, slug
+from bench.compare.marked import Span, plain, spans, tex
+from bench.compare.text import amount, escaped, markdown_table, p_value, points, shortened, slug
 
 HOSTILE = [
     "a|b",
@@ -60,3 +63,22 @@ def test_differences_carry_their_sign_unless_they_round_to_zero() -> None:
 
 def test_small_p_values_are_not_shown_as_zero() -> None:
     assert (p_value(0.0312), p_value(0.0002)) == ("p = 0.031", "p < 0.001")
+
+
+def test_marked_text_is_read_as_it_was_written() -> None:
+    found = spans(f"**71.20** {escaped('a*b')} [2](#note-2), `x-1`")
+    assert found == (
+        Span("71.20", bold=True), Span(" a*b "), Span("2", target="note-2"), Span(", "), Span("x-1", code=True),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["%5 & $x$ #1 _ {y} ~^ \\cmd", "<script>|", "[a]*", "two\nlines", "a--b `c"])
+def test_no_character_of_a_name_is_a_command_of_latex(name: str) -> None:
+    commands = re.sub(r"\\(?:[{}$&#_%]|text\w+\{\})|\{[\[\]*]\}|-\{\}-", "", tex(escaped(name)))
+    assert not set(commands) & set("\\%&$#_{}~^<>|[]*`\n")
+    assert "--" not in commands
+
+
+def test_latex_gets_code_points_for_scripts_that_it_may_lack() -> None:
+    assert tex("\u65b9 \u00e9") == "\\other{\u65b9}{U+65B9} \u00e9"
+    assert tex("1 \u00b1 2 **a** b") == "1 \\ensuremath{\\pm} 2 \\textbf{a} b"

@@ -1,20 +1,29 @@
 """Parity tests: our code on the recorded states and inputs must give the recorded outputs of the authors' code.
 
-A module names its folder in GOLDEN; a test that takes `case` then runs on every folder in it, or, where the module
-has CASES ("*.json"), on every file that matches.
+A module names its folder in GOLDEN; a test that takes `case` then runs on every folder in it that `is_case`, or, where
+the module has CASES ("*.json"), on every file that matches. Where there is nothing to run on, the tests fail.
 """
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" not in metafunc.fixturenames:
-        return
-    folder = metafunc.config.getoption("--golden") / metafunc.module.GOLDEN
-    pattern = getattr(metafunc.module, "CASES", None)
-    found = sorted(folder.glob(pattern)) if pattern else sorted(f for f in folder.glob("*") if f.is_dir())
-    metafunc.parametrize("case", found, ids=[path.stem for path in found])
+    if "case" in metafunc.fixturenames:
+        found = cases(metafunc.config.getoption("--golden") / metafunc.module.GOLDEN, metafunc.module)
+        metafunc.parametrize("case", found, ids=[path.stem for path in found])
+
+
+def cases(folder: Path, module: Any) -> list[Path]:
+    """What the tests of a module run on."""
+    pattern, is_case = getattr(module, "CASES", None), getattr(module, "is_case", Path.is_dir)
+    found = sorted(folder.glob(pattern)) if pattern else sorted(path for path in folder.glob("*") if is_case(path))
+    if not found:
+        pytest.fail(f"{folder} holds nothing for {module.__name__} to compare with", pytrace=False)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,29 @@
-"""BEiT's pretraining: forward, loss, gradients and five optimiser steps of the authors' code."""
+"""BEiT's pretraining: forward, loss, gradients and optimiser steps of the authors' code."""
 
-import json
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from recorded import (
+    arrays,
+    check_groups,
+    check_rates,
+    exactly,
+    gradient_norms,
+    gradients,
+    model_of,
+    near,
+    number,
+    read,
+    recipe_of,
+    rounded,
+    training,
+    without_indices,
+)
 
 from bench.backbones import build
 from bench.methods.beit import RecoverWords
-from bench.optim import build as build_optimizer
-from bench.optim import parameter_groups, set_rates
-from bench.spec import Model, Recipe
+from bench.optim import learning_rate, weight_decay
 from bench.tokenizers import Tokenizer
 
 GOLDEN = "g01_beit_mim"
@@ -28,103 +40,112 @@ class Recorded(Tokenizer):
         return (255 * images).round().long()  # pixels come divided by 255
 
 
-def model_of(options):
-    """Our description of the recorded network."""
-    shared, own = options["use_shared_rel_pos_bias"], options["use_rel_pos_bias"]
-    return Model(
-        trunk="beit",
-        width=options["embed_dim"],
-        depth=options["depth"],
-        heads=options["num_heads"],
-        image_size=options["img_size"],
-        patch_size=options["patch_size"],
-        position="shared-relative" if shared else "relative" if own else "absolute",
-        layer_scale=options["init_values"] or 0.0,
-    )
+def named(name):
+    return name if name.startswith("lm_head") else f"backbone.{name}"
 
 
 def ours(recorded):
-    """Recorded parameters under our names; index buffers are our own."""
-    return {
-        name if name.startswith("lm_head") else f"backbone.{name}": value
-        for name, value in recorded.items()
-        if not name.endswith("relative_position_index")
-    }
-
-
-def recipe_of(options):
-    return Recipe(
-        lr=options["lr"],
-        min_lr=options["min_lr"],
-        weight_decay=options["weight_decay"],
-        weight_decay_end=options["weight_decay_end"],
-        warmup_epochs=options["warmup_epochs"],
-        clip_grad=options["clip_grad"],
-        betas=options["betas"],
-        eps=options["eps"],
-    )
+    """Recorded parameters under our names."""
+    return {named(name): value for name, value in without_indices(recorded).items()}
 
 
 @pytest.fixture
-def objective(case):
-    config = json.loads((case / "config.json").read_text())
-    objective = RecoverWords(
-        build(model_of(config["model"]), hides=True), Recorded(config["model"]["vocab_size"]), everything=False
-    )
-    objective.load_trainable_state(ours(load_file(case / "params.safetensors")))
+def config(case):
+    return read(case / "config.json")
+
+
+@pytest.fixture
+def objective(case, config):
+    model = model_of(config["model"])
+    objective = RecoverWords(build(model, hides=True), Recorded(config["model"]["vocab_size"]), everything=False)
+    objective.load_trainable_state(ours(arrays(case / "params.safetensors")))
     return objective.train()
 
 
 def batch(images, hidden, words):
-    return {"image": images, "hidden": hidden, "token_image": words.flatten(1)}
+    return {
+        "image": images,
+        "hidden": hidden,
+        "token_image": words.flatten(1),
+        "position": torch.arange(len(images)),
+    }
 
 
+@pytest.fixture
 def given(case):
-    arrays = load_file(case / "inputs.safetensors")
-    return batch(arrays["images"], arrays["mask"], arrays["token_ids"])
+    inputs = arrays(case / "inputs.safetensors")
+    return batch(inputs["images"], inputs["mask"], inputs["token_ids"])
 
 
-def test_logits_of_hidden_patches_and_loss(case, objective):
-    expected = load_file(case / "outputs.safetensors")
-    found = objective(given(case))
-    torch.testing.assert_close(objective.answers(given(case)), expected["logits_masked"], atol=2e-5, rtol=0)
-    torch.testing.assert_close(found["loss"] / found["count"], expected["loss"], rtol=2e-6, atol=0)
-    torch.testing.assert_close(found["masked_accuracy"] / found["count"], expected["mlm_acc"].float().view(()))
+def test_our_network_has_the_recorded_parameters(config, objective):
+    assert sum(p.numel() for p in objective.parameters()) == config["n_params"]
 
 
-def test_logits_of_all_patches(case, objective):
+def test_the_words_asked_for_are_the_labels(case, objective, given):
+    assert torch.equal(objective.words(given)[given["hidden"]], arrays(case / "inputs.safetensors")["labels"])
+
+
+def test_logits_of_hidden_patches_and_loss(case, objective, given):
+    path = case / "outputs.safetensors"
+    found, expected = objective(given), arrays(path)
+    near(objective.answers(given), path, "logits_masked", "outputs")
+    number((found["loss"] / found["count"]).item(), path, "loss", "loss")
+    assert (found["masked_accuracy"] / found["count"]).item() == pytest.approx(expected["mlm_acc"].item(), abs=1e-6)
+
+
+def test_logits_of_all_patches(case, objective, given):
     objective.everything = True
-    expected = load_file(case / "outputs.safetensors")["logits_all"]
-    torch.testing.assert_close(objective.answers(given(case)), expected.flatten(0, 1), atol=2e-5, rtol=0)
+    path = case / "outputs.safetensors"
+    near(objective.answers(given), path, "logits_all", "outputs", expected=arrays(path)["logits_all"].flatten(0, 1))
 
 
-def test_every_gradient(case, objective):
-    found = objective(given(case))
+def test_in_double_precision_nothing_but_one_rounding_is_left(case, objective, given):
+    expected = arrays(case / "outputs_float64.safetensors")
+    objective.double()
+    given["image"] = given["image"].double()
+    found = objective(given)
+    rounded(objective.answers(given), expected["logits_masked"], "logits_masked")
+    rounded(found["loss"] / found["count"], expected["loss"], "loss")
+
+
+def test_every_gradient(case, config, objective, given):
+    found = objective(given)
     (found["loss"] / found["count"]).backward()
-    expected = ours(load_file(case / "grads.safetensors"))
-    largest = max(gradient.abs().max() for gradient in expected.values())
-    parameters = dict(objective.named_parameters())
-    assert parameters.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert (parameters[name].grad - gradient).abs().max() < 1e-5 * largest, name
+    gradients(objective, case / "grads.safetensors", named)
+    gradient_norms(objective, {named(name): norm for name, norm in config["grad_norm_per_parameter"].items()})
 
 
-def test_five_optimiser_steps(case, objective):
-    options = json.loads((case / "config.json").read_text())["optimizer"]
-    recipe, expected = recipe_of(options), load_file(case / "train_outputs.safetensors")
-    optimizer = build_optimizer(parameter_groups(objective, recipe), recipe, torch.device("cpu"))
-    arrays = load_file(case / "train_inputs.safetensors")
-    steps = options["epochs"] * options["niter_per_ep"]
-    for step in range(len(arrays["images"])):
-        rates = set_rates(optimizer, recipe, step, steps=steps, steps_per_epoch=options["niter_per_ep"])
-        found = objective(batch(arrays["images"][step], arrays["masks"][step], arrays["token_ids"][step]))
-        loss = found["loss"] / found["count"]
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip_grad)
-        optimizer.step()
-        assert rates == pytest.approx((expected["lr"][step].item(), expected["wd"][step].item()), rel=1e-9)
-        assert loss.item() == pytest.approx(expected["loss"][step].item(), abs=1e-5)
-        assert norm.item() == pytest.approx(expected["grad_norm"][step].item(), rel=1e-5)
-    for name, value in ours(load_file(case / "params_after_5_steps.safetensors")).items():
-        torch.testing.assert_close(objective.get_parameter(name), value, atol=1e-5, rtol=0, msg=name)
+def test_the_schedules_are_the_recorded_ones_to_the_last_step(case, config):
+    options, expected = config["optimizer"], arrays(case / "train_outputs.safetensors")
+    recipe, steps = recipe_of(options), options["epochs"] * options["niter_per_ep"]
+    lr = partial(learning_rate, recipe, steps=steps, steps_per_epoch=options["niter_per_ep"])
+    assert [lr(step) for step in range(steps)] == exactly("formulas", expected["lr_schedule"].tolist())
+    decays = [weight_decay(recipe, step, steps=steps) for step in range(steps)]
+    assert decays == exactly("formulas", expected["wd_schedule"].tolist())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_optimiser_steps(case, config, objective, precision):
+    options, inputs = config["optimizer"], arrays(case / "train_inputs.safetensors")
+    path = case / "train_outputs.safetensors"
+    expected = arrays(path)
+    if precision == torch.float64:
+        expected |= arrays(case / "train_outputs_float64.safetensors")
+    update = training(
+        objective.to(precision),
+        model_of(config["model"]),
+        recipe_of(options),
+        steps_per_epoch=options["niter_per_ep"],
+    )
+    check_groups(update, config["param_groups"], named)
+    assert len(inputs["images"]) == len(expected["loss"])
+    for step, images in enumerate(inputs["images"]):
+        done = update(step, [batch(images.to(precision), inputs["masks"][step], inputs["token_ids"][step])])
+        sums = dict(zip(done.names, done.sums.tolist(), strict=True))
+        check_rates(done.rates, expected, step)
+        number(sums["loss"] / sums["count"], path, "loss", "training loss", expected=expected["loss"][step])
+        number(done.norm.item(), path, "grad_norm", "gradient norm", expected=expected["grad_norm"][step])
+        assert sums["masked_accuracy"] / sums["count"] == pytest.approx(expected["mlm_acc"][step].item(), abs=1e-6)
+    path = case / "params_after_5_steps.safetensors"
+    for name, value in without_indices(arrays(path)).items():
+        near(objective.get_parameter(named(name)), path, name, "weights", expected=value)

@@ -41,7 +41,9 @@ def tokenizer(folder, config):
 def images(folder):
     """Images in [0, 1] by the name of their size."""
     inputs = arrays(folder / "inputs.safetensors")
-    found = {name.removeprefix(PIXELS): value.float() / 255 for name, value in inputs.items() if name.startswith(PIXELS)}
+    found = {
+        name.removeprefix(PIXELS): value.float() / 255 for name, value in inputs.items() if name.startswith(PIXELS)
+    }
     assert found
     return found
 
@@ -71,7 +73,9 @@ def test_logits(folder, tokenizer, images):
 
 def test_pixels_are_moved_off_the_ends_of_the_likelihood_and_back(folder, config, images):
     path = folder / "outputs.safetensors"
-    first = next(batch for batch in images.values() if batch.shape[-1] == arrays(path)["mapped_pixels_first_row"].shape[-1])
+    first = next(
+        batch for batch in images.values() if batch.shape[-1] == arrays(path)["mapped_pixels_first_row"].shape[-1]
+    )
     near(to_likelihood(first)[0, :, 0], path, "mapped_pixels_first_row", "mixed")
     near(from_likelihood(arrays(folder / "inputs.safetensors")["unmap_in"]), path, "unmapped", "mixed")
     assert to_likelihood(torch.zeros(1)).item() == pytest.approx(config["logit_laplace_eps"])

@@ -1,46 +1,68 @@
-"""Segmentation scores equal those of mmsegmentation (golden g09)."""
-
-import json
-from pathlib import Path
+"""Segmentation scores equal those of mmsegmentation."""
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from recorded import arrays, exactly, read
 
-from bench.metrics import Areas, areas, overlap, total
+from bench.datasets.ade20k import without_zero
+from bench.metrics import areas, overlap, total
 
+GOLDEN = "g09_segmentation"
 NAMES = {"intersect": "intersect", "union": "union", "predicted": "pred", "labelled": "label"}  # ours, theirs
 
 
-@pytest.fixture(scope="module")
-def folder(golden: Path) -> Path:
-    return golden / "g09_segmentation"
+@pytest.fixture
+def facts(golden):
+    return read(golden / GOLDEN / "iou.json")
 
 
-def cases(folder: Path) -> dict:
-    return json.loads((folder / "iou.json").read_text())
+@pytest.fixture
+def measured(golden, facts):
+    """Our areas by case."""
+    inputs = arrays(golden / GOLDEN / "iou_inputs.safetensors")
+    found = {}
+    for case, options in facts["cases"].items():
+        parts = []
+        for i, size in enumerate(facts["image_sizes"]):
+            labels, prediction = inputs[f"{case}.label.{i}"], inputs[f"{case}.pred.{i}"]
+            assert list(labels.shape) == size
+            if options["reduce_zero_label"]:
+                labels = torch.from_numpy(without_zero(labels.numpy()))
+            parts.append(areas(prediction, labels, facts["num_classes"], facts["ignore_index"]))
+        assert len(parts) == facts["n_images"] > 0
+        found[case] = total(parts)
+    return found
 
 
-def measured(folder: Path, case: str) -> Areas:
-    facts, inputs = cases(folder), load_file(folder / "iou_inputs.safetensors")
-    parts = []
-    for i in range(facts["n_images"]):
-        labels = inputs[f"{case}.label.{i}"]
-        if facts["cases"][case]["reduce_zero_label"]:
-            labels = torch.where((labels == 0) | (labels == 255), 255, labels - 1).to(torch.uint8)
-        parts.append(areas(inputs[f"{case}.pred.{i}"], labels, facts["num_classes"], facts["ignore_index"]))
-    return total(parts)
+def test_labels_with_and_without_a_zero_class_are_among_the_cases(facts):
+    assert {case["reduce_zero_label"] for case in facts["cases"].values()} == {False, True}
 
 
-def test_areas_and_scores_equal_the_published_code(folder):
-    expected = load_file(folder / "iou_outputs.safetensors")
-    for case, scores in cases(folder)["cases"].items():
-        found = measured(folder, case)
+def test_areas_are_the_recorded_ones(golden, measured):
+    expected = arrays(golden / GOLDEN / "iou_outputs.safetensors")
+    assert {name.partition(".")[0] for name in expected} == measured.keys()
+    for case, found in measured.items():
         for ours, theirs in NAMES.items():
             assert getattr(found, ours).tolist() == expected[f"{case}.area_{theirs}"].tolist(), (case, ours)
-        result = overlap(found)
+
+
+def test_scores_by_class_and_their_means_are_the_recorded_ones(golden, facts, measured):
+    expected = arrays(golden / GOLDEN / "iou_outputs.safetensors")
+    for case, scores in facts["cases"].items():
+        result = overlap(measured[case])
         np.testing.assert_allclose(result.iou / 100, expected[f"{case}.IoU"].numpy(), rtol=1e-9)
         np.testing.assert_allclose(result.accuracy / 100, expected[f"{case}.Acc"].numpy(), rtol=1e-9)
         for name in ("mIoU", "mAcc", "aAcc"):
-            assert getattr(result, name) / 100 == pytest.approx(scores[name], rel=1e-9), (case, name)
+            assert getattr(result, name) / 100 == exactly("formulas", scores[name]), (case, name)
+            assert round(getattr(result, name), 2) == scores["published_rounding_percent"][name], (case, name)
+
+
+def test_classes_that_are_nowhere_have_no_score(facts, measured):
+    for case, scores in facts["cases"].items():
+        result = overlap(measured[case])
+        assert np.flatnonzero(np.isnan(result.iou)).tolist() == scores["classes_with_nan_iou"]
+        assert np.flatnonzero(np.isnan(result.accuracy)).tolist() == scores["classes_with_nan_acc"]
+        assert set(facts["absent_in_both"]) <= set(scores["classes_with_nan_iou"])
+        wrong = [*facts["predicted_only"], *facts["labelled_only"]]
+        assert not result.iou[wrong].any()
