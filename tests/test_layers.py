@@ -28,10 +28,11 @@ PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
 BESIDE = {"compare"}  # sees only the first layer, and is seen by the command line
 HEAVY = {"torch", "torchvision", "timm", "transformers", "accelerate", "pandas", "scipy", "matplotlib", "sklearn"}
 WITHOUT_TORCH = (
-    "spec", "mistakes", "store", "files", "lease", "environment", "values", "layers", "settled", "fidelity", "plan", "toy",
-    "costs", "tasks", "run", "launch", "forecast", "differing", "watching", "options", "asking", "progress", "views", "listing", "cli", "compare", "settings",
-    "locate", "evaluating", "starting", "card", "checkpoint_commands",
-    "datasets", "counting", "manifest", "completeness", "subsets", "inspection", "duplicates", "data_commands",
+    "spec", "mistakes", "store", "files", "lease", "environment", "values", "layers", "settled", "fidelity", "plan",
+    "toy", "costs", "tasks", "run", "launch", "forecast", "differing", "watching", "options", "asking",
+    "progress", "views", "listing", "cli", "compare", "settings", "locate", "evaluating", "starting", "card",
+    "checkpoint_commands", "datasets", "counting", "manifest", "completeness", "subsets", "inspection",
+    "duplicates", "data_commands",
 )  # fmt: skip
 
 
