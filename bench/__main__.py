@@ -1,5 +1,5 @@
-"""python -m bench"""
+"""python -m bench: the same as the console script."""
 
-from bench.cli import main
+from bench.cli.app import main
 
 main()

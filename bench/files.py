@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.spec import BenchError
+from bench.errors import BenchError
 
 
 def cache_folder() -> Path:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bench.compare.differences import compare_arms
-from bench.compare.outcomes import Arm, Outcome
-from bench.compare.resampling import Counts, bootstrap
-from bench.spec import PlannedArm
+from bench.config.stage import PlannedArm
+from bench.reporting.analysis.comparisons import compare_arms
+from bench.reporting.analysis.outcomes import Arm, Outcome
+from bench.stats.bootstrap import Counts, bootstrap
 
 CLASSES = 150  # of areas, as in ADE20K; an image holds about one in ten
 

@@ -27,9 +27,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms as vision
 from torchvision.datasets.folder import pil_loader
 
-from bench.datasets import Source, open_source
-from bench.spec import Model, Protocol, Recipe
-from bench.transforms import View, normalise, train_view, two_views
+from bench.config.schema import Model, Protocol, Recipe
+from bench.data.source import Source
+from bench.data.splits import open_source
+from bench.pipeline.transforms import View, normalise, train_view, two_views
 
 Pipeline = Callable[[Sequence[int]], object]
 PROTOCOL = Protocol()

@@ -20,12 +20,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from transformers import BeitConfig, BeitForMaskedImageModeling, BeitModel, ViTConfig, ViTForImageClassification
 
-from bench.devices import autocast
-from bench.loader import Batch
+from bench.config.stage import Stage
+from bench.launch.distributed import autocast
 from bench.methods import Parts
 from bench.methods.data2vec import target_layers
-from bench.spec import Stage
-from bench.transforms import to_unit
+from bench.pipeline.dataloader import Batch
+from bench.pipeline.transforms import to_unit
 
 Step = Callable[[], object]
 

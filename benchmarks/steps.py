@@ -20,16 +20,17 @@ from typing import NamedTuple
 import torch
 from peers import PEERS, Step
 
-from bench import methods, tokenizers
-from bench.devices import connect
+from bench import methods
+from bench.config.schema import SIZES, Model, Protocol, Recipe
+from bench.config.stage import Stage
 from bench.environment import environment
-from bench.loader import Batch, ready
-from bench.methods import Parts
-from bench.methods.beit import masking
-from bench.objective import classify
-from bench.settings import Settings
-from bench.spec import SIZES, Model, Protocol, Recipe, Stage
-from bench.update import Update
+from bench.launch.distributed import connect
+from bench.launch.settings import Settings
+from bench.methods import Parts, tokenizer
+from bench.methods.classification import classify
+from bench.methods.masked_images import masking
+from bench.pipeline.dataloader import Batch, ready
+from bench.training.step import Update
 
 PLANNED = {"steps": 100_000, "steps_per_epoch": 1_000}  # a step takes as long wherever in its schedule it is
 
@@ -119,7 +120,7 @@ def parents(method: str, options: argparse.Namespace) -> Parts:
     if method == "beit":
         stage = planned(method, options, "tokenizer")
         chosen = stage.options | {"words": scale.words, "width": scale.tokenizer_width}
-        return {"tokenizer": tokenizers.objective(stage.model_copy(update={"options": chosen}))}
+        return {"tokenizer": tokenizer.objective(stage.model_copy(update={"options": chosen}))}
     if method == "deit":
         return {"teacher": classify(Model(trunk=f"timm:{scale.teacher}", classes=scale.classes), Recipe())}
     return {}

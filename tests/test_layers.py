@@ -1,8 +1,12 @@
-"""Imports go one way, and what answers quickly imports nothing slow."""
+"""Imports go one way, what answers quickly imports nothing slow, and nothing outgrows its room."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,92 +14,119 @@ import pytest
 import bench
 
 ROOT = Path(bench.__file__).parent
-
-# From the bottom up; a module imports from its own layer or from below. What is not named is one of the parts.
-PARTS = 1
-LAYERS = (
-    {"", "spec", "mistakes", "seeds", "files", "lease", "environment", "store", "power", "references"},
-    {"datasets", "settings", "tasks", "values"},
-    {"methods"},
-    {"layers", "settled", "fidelity", "costs", "plan", "toy"},
-    {"train", "update", "evaluate", "checkpoint", "scoring", "partial", "neighbours", "pictures", "building"}
-    | {"hub", "adopting", "importing", "card", "exporting"},  # checkpoints in and out
-    {"worker", "launch", "run", "forecast", "evaluating"},
-    {"differing", "watching", "options", "asking", "progress", "views", "listing"}
-    | {"checkpoint_commands", "data_commands", "cli", "__main__"},
-)
-PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
-BESIDE = {"compare"}  # sees only the first layer, and is seen by the command line
+TESTS = Path(__file__).parent
+ROOMS = [
+    line.split()
+    for line in re.findall(r"^```rooms\n(.*?)^```", (TESTS.parent / "CONTRIBUTING.md").read_text(), re.M | re.S)[0]
+    .strip()
+    .splitlines()
+]
+PLACE = {room: number for number, rooms in enumerate(ROOMS) for room in rooms} | {"__main__": len(ROOMS)}
+BASE = set(ROOMS[0])
 HEAVY = {"torch", "torchvision", "timm", "transformers", "accelerate", "pandas", "scipy", "matplotlib", "sklearn"}
-WITHOUT_TORCH = (
-    "spec", "mistakes", "store", "files", "lease", "environment", "values", "layers", "settled", "fidelity", "plan",
-    "toy", "costs", "tasks", "run", "launch", "forecast", "differing", "watching", "options", "asking",
-    "progress", "views", "listing", "cli", "compare", "settings", "locate", "evaluating", "starting", "card",
-    "checkpoint_commands", "datasets", "counting", "manifest", "completeness", "subsets", "inspection",
-    "duplicates", "data_commands",
-)  # fmt: skip
+WITH_TORCH = {"models", "methods", "checkpoints", "evaluation", "training", "pipeline"}
+EXCEPTIONS = {  # modules that are unlike their room
+    "launch.distributed": True,
+    "pipeline.sampler": False,
+    "checkpoints.locate": False,
+    "checkpoints.model_card": False,
+}
+PANDAS_AND_SCIPY = {"stats", "reporting"}  # pandas starts in half a second, torch in five
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_MODULES = 400, 40, 15
+TEST_FOLDERS = {"parity", "support", "golden"}  # beside those that mirror a room
 
 
-def modules() -> list[Path]:
-    return sorted(path for path in ROOT.rglob("*.py"))
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
-def part_of(path: Path) -> str:
-    """The module, or the folder, directly below the package."""
-    first = path.relative_to(ROOT).parts[0]
-    return "" if first == "__init__.py" else first.removesuffix(".py")
+def dotted(path: Path) -> str:
+    """bench/data/splits.py -> data.splits; a package goes by its folder."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def imported(path: Path, top_only: bool = False) -> set[str]:
-    """Dotted names of all modules that a file imports; those at its top level only, outside TYPE_CHECKING."""
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_only else [node for node in ast.walk(tree) if not _only_for_types(node, tree)]
-    found: set[str] = set()
-    for node in nodes:
+MODULES = {dotted(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports(module: str, top_only: bool = False) -> set[str]:
+    """Dotted names that a module imports anywhere, for types as well; or at its top level, outside TYPE_CHECKING."""
+    tree = tree_of(MODULES[module])
+    names: set[str] = set()
+    for node in tree.body if top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names if node.module == "bench" else {node.module}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def _only_for_types(node: ast.AST, tree: ast.Module) -> bool:
-    guards = [each for each in tree.body if isinstance(each, ast.If) and "TYPE_CHECKING" in ast.dump(each.test)]
-    return any(node is inner for guard in guards for inner in ast.walk(guard))
+def own_imports(module: str) -> set[str]:
+    """The modules of bench that a module imports, itself left out."""
+    seen = set()
+    for name in imports(module):
+        if name.split(".")[0] == "bench":
+            rest = name.partition(".")[2]
+            seen.add(rest if rest in MODULES else rest.rpartition(".")[0])
+    return seen - {module, ""}
 
 
-def parts_imported(path: Path) -> set[str]:
-    """The parts of the package that a file imports."""
-    names = {name for name in imported(path) if name == "bench" or name.startswith("bench.")}
-    return {name.split(".")[1] if "." in name else "" for name in names}
+def classes() -> Iterator[tuple[str, str]]:
+    for module, path in MODULES.items():
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name, module
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_one_way(path: Path) -> None:
-    here = part_of(path)
-    if here in BESIDE:
-        assert parts_imported(path) <= BESIDE | LAYERS[0]
+@pytest.mark.parametrize("module", [name for name in MODULES if name], ids=str)
+def test_imports_go_one_way(module: str) -> None:
+    assert room_of(module) in PLACE, f"CONTRIBUTING.md has no room {room_of(module)}"
+    above = sorted(name for name in own_imports(module) if PLACE[room_of(name)] > PLACE[room_of(module)])
+    assert not above, f"{module} imports {', '.join(above)}, which stand above it"
+
+
+def test_modules_form_no_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+        if module not in done:
+            for other in own_imports(module):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in MODULES:
+        if module:  # bench/__init__.py is the front door: it reaches everything, lazily
+            visit(module, ())
+
+
+def test_reports_see_only_what_runs_left() -> None:
+    seen = BASE | {"config", "stats", "runs", "reporting"}
+    for module in MODULES:
+        rooms = {room_of(name) for name in own_imports(module)}
+        if room_of(module) == "reporting":
+            assert rooms <= seen, f"{module} imports from {', '.join(sorted(rooms - seen))}"
+        elif room_of(module) not in ("api", "cli", ""):
+            assert "reporting" not in rooms, f"{module} imports the report"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda name: name or "bench")
+def test_what_must_be_quick_imports_nothing_slow(module: str) -> None:
+    if EXCEPTIONS.get(module, room_of(module) in WITH_TORCH):
         return
-    seen = parts_imported(path) - BESIDE
-    above = sorted(part for part in seen if PLACE.get(part, PARTS) > PLACE.get(here, PARTS))
-    assert not above, f"{path.relative_to(ROOT)} imports {', '.join(above)}, which stand above it"
-    if here != "cli":
-        assert not parts_imported(path) & BESIDE, f"{path.relative_to(ROOT)} imports the report"
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_must_be_quick_imports_no_torch_at_the_top(path: Path) -> None:
-    if part_of(path) in WITHOUT_TORCH:
-        slow = {name for name in imported(path, top_only=True) if name.split(".")[0] in HEAVY - {"pandas", "scipy"}}
-        allowed = {name for name in slow if part_of(path) == "compare" and name.startswith("matplotlib")}
-        assert not slow - allowed
+    allowed = {"pandas", "scipy"} if room_of(module) in PANDAS_AND_SCIPY else set()
+    allowed |= {"matplotlib"} if module.startswith("reporting.figures") else set()
+    assert not {name.split(".")[0] for name in imports(module, top_only=True)} & HEAVY - allowed
 
 
 def loaded(*arguments: str) -> set[str]:
     """The slow modules that a command has in memory when it is done."""
     code = (
-        f"import sys; sys.argv = ['bench', *{list(arguments)!r}]\nfrom bench.cli import main\n"
+        f"import sys; sys.argv = ['bench', *{list(arguments)!r}]\nfrom bench.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         f"print('LOADED', *sorted({{name.split('.')[0] for name in sys.modules}} & {HEAVY!r}))"
     )
@@ -114,14 +145,55 @@ def test_help_and_lists_load_nothing_slow(arguments: list[str]) -> None:
 
 def test_a_plan_and_a_run_are_made_without_torch() -> None:
     assert "torch" not in loaded("plan", "--method", "vit", "--task", "demo", "--size", "nano")
-    code = "import sys, bench.run, bench.compare; print('torch' in sys.modules)"
+    code = "import sys, bench.launch.scheduler, bench.reporting; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_the_loop_knows_no_method() -> None:
+@pytest.mark.parametrize("room", ["training", "evaluation", "launch", "planning", "checkpoints", "pipeline", "models"])
+def test_only_the_room_of_methods_knows_them_by_name(room: str) -> None:
     from bench import methods
 
-    for name in ("train.py", "update.py", "worker.py", "evaluate.py", "run.py", "plan.py"):
-        text = (ROOT / name).read_text()
-        assert not [method for method in methods.names() if f'"{method}"' in text or f"'{method}'" in text], name
+    knowing = {"checkpoints.formats", "models.backbone", "models.init"}  # networks and layouts are called after them
+    for module, path in MODULES.items():
+        if room_of(module) == room and not any(module.startswith(name) for name in knowing):
+            imported = {name for name in own_imports(module) if name.startswith("methods.")}
+            assert not imported & {f"methods.{method}" for method in methods.names()}, module
+
+
+@pytest.mark.parametrize("module", ["training.loop", "training.step", "training.worker", "evaluation.loop"])
+def test_the_loop_knows_no_method(module: str) -> None:
+    from bench import methods
+
+    strings = {node.value for node in ast.walk(tree_of(MODULES[module])) if isinstance(node, ast.Constant)}
+    assert not strings & set(methods.names())
+
+
+def test_no_module_function_or_folder_outgrows_a_readers_eye() -> None:
+    folders: dict[Path, int] = defaultdict(int)
+    for module, path in MODULES.items():
+        lines = path.read_text().count("\n")
+        assert lines <= MOST_LINES, f"{module} has {lines} lines"
+        folders[path.parent] += path.name != "__init__.py"
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert length <= MOST_LINES_OF_A_FUNCTION, f"{module}.{node.name} has {length} lines"
+    for folder, count in folders.items():
+        assert count <= MOST_MODULES, f"{folder.relative_to(ROOT.parent)} has {count} modules"
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert not [module for module, path in MODULES.items() if not ast.get_docstring(tree_of(path))]
+
+
+def test_no_public_class_name_is_used_twice() -> None:
+    where: dict[str, list[str]] = defaultdict(list)
+    for name, module in classes():
+        where[name].append(module)
+    assert not {name: modules for name, modules in where.items() if len(modules) > 1}
+
+
+def test_tests_have_the_folders_of_the_package() -> None:
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders - TEST_FOLDERS <= set(PLACE)

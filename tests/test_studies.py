@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 from small import ready
 
-from bench import worker
-from bench.compare import compare
-from bench.layers import Wishes
-from bench.plan import Request, make_plan
-from bench.spec import Arm, BenchError, Study
-from bench.tasks import places, read_study, study_files
-from bench.toy import toy
+from bench.config.precedence import Wishes
+from bench.config.registry import places, read_study, study_files
+from bench.config.schema import Arm, Study
+from bench.errors import BenchError
+from bench.planning.planner import make_plan
+from bench.planning.request import Request
+from bench.planning.toy import toy
+from bench.reporting import compare
+from bench.training import worker
 
 SHIPPED = sorted(study_files(places()))
 

@@ -1,0 +1,1 @@
+"""Starting stages: walking a plan, launching processes, devices, signals."""

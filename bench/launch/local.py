@@ -13,14 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.files import discard, unwritable
-from bench.lease import ask_to_stop
-from bench.sampler import split
-from bench.settings import Settings
-from bench.spec import BenchError, Plan, Recipe, Stage
-from bench.store import Run, write_atomic
+from bench.config.schema import Recipe
+from bench.config.stage import Plan, Stage
+from bench.errors import BenchError
+from bench.files import discard, unwritable, write_atomic
+from bench.launch.settings import Settings
+from bench.pipeline.sampler import split
+from bench.runs.lease import ask_to_stop
+from bench.runs.run import Run
 
-WORKER = "bench.worker"
+WORKER = "bench.training.worker"
 LAUNCHER = "accelerate/commands/launch.py"
 MOST_SLOTS = 4  # stages side by side on one CPU
 

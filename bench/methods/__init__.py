@@ -5,7 +5,6 @@ A package of its own adds a method through an entry point of the group `bench.me
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from functools import cache
@@ -13,10 +12,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bench.spec import BenchError, Method, Recipe, Stage, parse, read_toml, unknown
+from bench.config.schema import Method, Recipe
+from bench.config.stage import Stage
+from bench.errors import BenchError, parse, read_toml, unknown
 
 if TYPE_CHECKING:
-    from bench.objective import Objective
+    from bench.methods.objective import Objective
 
 View = Callable[[dict[str, Any]], dict[str, Any]]  # a sample as the objective wants it, in a loader's worker
 Parts = dict[str, Any]  # networks of earlier stages, loaded, by role: tokenizer, teacher

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.backbones import Backbone
-from bench.backbones import build as build_backbone
-from bench.initialisation import initialise
-from bench.kept_words import KeptWords, kept_words
-from bench.masking import Masking
-from bench.masking import build as build_masking
+from bench.config.stage import Stage
+from bench.errors import BenchError, unknown
 from bench.methods import Parts, View
-from bench.objective import Batch, Objective, arrays, count
-from bench.seeds import derive, forked
-from bench.spec import BenchError, Model, Scalar, Stage, unknown
-from bench.tokenizers import DalleTokenizer, Tokenizer, TrainTokenizer, check_agreement, told
-from bench.transforms import to_unit, two_views
+from bench.methods.masked_images import HidingView, Recover, masking
+from bench.methods.objective import Batch, Objective, count
+from bench.methods.token_cache import KeptWords, kept_words
+from bench.methods.tokenizer import TrainTokenizer, told
+from bench.models.backbone import Backbone
+from bench.models.backbone import build as build_backbone
+from bench.models.dvae import DalleTokenizer, Tokenizer, check_agreement
+from bench.pipeline.transforms import to_unit, two_views
+from bench.seeding import derive, forked
 
 RECOVER = ("hidden", "all")
 VIEWS = ("random", "fixed")
@@ -43,17 +43,6 @@ def view(stage: Stage) -> View:
     return HidingView(seen, masking(stage.model, stage.options))
 
 
-def masking(model: Model, options: dict[str, Scalar]) -> Masking:
-    """The masking that a pretraining stage's options describe; data2vec's is the same with other numbers."""
-    return build_masking(
-        str(options["masking"]),
-        model.grid,
-        hidden_fraction=float(options["hidden_fraction"]),
-        block_min_fraction=float(options["block_min_fraction"]),
-        block_max_fraction=float(options["block_max_fraction"]),
-    )
-
-
 @dataclass(frozen=True)
 class FixedView:
     """Another view, seen alike in every epoch: crop, flip and colours belong to the image alone."""
@@ -64,17 +53,6 @@ class FixedView:
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         with forked(derive(self.seed, "fixed view", sample["index"])):
             return self.view(sample)
-
-
-@dataclass(frozen=True)
-class HidingView:
-    """Adds "hidden" (N,) to another view, row by row."""
-
-    view: View
-    masking: Masking
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        return self.view(sample) | {"hidden": torch.from_numpy(self.masking().ravel())}
 
 
 def objective(stage: Stage, parts: Parts) -> Objective:
@@ -120,34 +98,6 @@ def tokenizer(stage: Stage, parts: Parts) -> Tokenizer:
             f"patches of {2 * found.stride}, but model.patch_size is {stage.model.patch_size}"
         )
     return found
-
-
-class Recover(Objective):
-    """Hide patches from the backbone and ask what was there; everything: ask for every patch, hidden or not."""
-
-    backbone: Backbone
-
-    def __init__(self, backbone: Backbone, answers: int, *, everything: bool) -> None:
-        super().__init__()
-        self.backbone, self.everything = backbone, everything
-        self.hides = hasattr(backbone, "mask_token")
-        self.lm_head = nn.Linear(backbone.width, answers)
-        initialise(self, "beit-pretrain", backbone.init_std)
-
-    def asked(self, batch: Batch) -> Tensor:
-        """True at patches that are asked for, (B, N)."""
-        return torch.ones_like(batch["hidden"]) if self.everything else batch["hidden"]
-
-    def answers(self, batch: Batch) -> Tensor:
-        """What the head says at the patches asked for, image by image, row by row: (M, V) or (M, pixels)."""
-        hidden = batch["hidden"] if self.hides else None
-        tokens = self.backbone(batch["image"], hidden).tokens
-        return self.lm_head(self.backbone.norm(self.backbone.patches(tokens)[self.asked(batch)])).float()
-
-    def pictures(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Image, and its hidden patches (B, g, g)."""
-        grid = (self.backbone.grid, self.backbone.grid)
-        return arrays({"image": batch["image"]}) | {"hidden": batch["hidden"].unflatten(1, grid).cpu().numpy()}
 
 
 class RecoverWords(Recover):

@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.backbones import Backbone, build
-from bench.initialisation import initialise
+from bench.config.stage import Stage
+from bench.errors import BenchError
 from bench.methods import Parts, View
-from bench.methods.beit import HidingView, masking
-from bench.objective import Batch, Objective, arrays, count
-from bench.spec import BenchError, Stage
-from bench.transforms import crop_flip_jitter
+from bench.methods.masked_images import HidingView, masking
+from bench.methods.objective import Batch, Objective, arrays, count
+from bench.models.backbone import Backbone, build
+from bench.models.init import initialise
+from bench.pipeline.transforms import crop_flip_jitter
 
 
 def view(stage: Stage) -> View:

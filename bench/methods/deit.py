@@ -15,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.backbones import CONVNET, convnet
+from bench.config.schema import Model, Protocol, Scalar
+from bench.config.stage import Stage
+from bench.errors import BenchError, unknown
 from bench.methods import Parts, View
-from bench.objective import Batch, Classify, Loss, Objective, classify, count
-from bench.spec import BenchError, Model, Protocol, Scalar, Stage, unknown
-from bench.transforms import train_view
+from bench.methods.classification import Classify, Loss, classify
+from bench.methods.objective import Batch, Objective, count
+from bench.models.backbone import CONVNET, convnet
+from bench.pipeline.transforms import train_view
 
 KINDS = ("hard", "soft", "none")
 SCALINGS = ("authors", "batchmean")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bench.config.stage import Stage
 from bench.methods import Parts, View
-from bench.objective import Objective, classify
-from bench.spec import Stage
-from bench.transforms import train_view
+from bench.methods.classification import classify
+from bench.methods.objective import Objective
+from bench.pipeline.transforms import train_view
 
 
 def view(stage: Stage) -> View:

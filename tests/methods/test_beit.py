@@ -7,13 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import methods, tokenizers
-from bench.masking import BlockMasking
-from bench.methods import beit
+from bench import methods
+from bench.config.schema import Model, Protocol, Recipe
+from bench.config.stage import Data, Stage
+from bench.errors import BenchError
+from bench.methods import beit, masked_images, tokenizer
 from bench.methods.beit import RecoverPixels, RecoverWords
-from bench.seeds import seed_cpu
-from bench.spec import BenchError, Data, Model, Protocol, Recipe, Stage
-from bench.tokenizers import TrainTokenizer
+from bench.methods.tokenizer import TrainTokenizer
+from bench.models import dvae
+from bench.pipeline.masking import BlockMasking
+from bench.seeding import seed_cpu
 
 SMALL = Model(trunk="beit", width=24, depth=2, heads=3, image_size=32, patch_size=8)
 VARIANTS = ["", "plain", "plus", "random-masking", "pixels", "random-pixels", "recover-all", "no-hiding"]
@@ -38,7 +41,7 @@ def stage(variant="", kind="pretrain", **options):
 
 def trained_tokenizer():
     torch.manual_seed(7)
-    return tokenizers.objective(stage(kind="tokenizer", words=16, width=16))
+    return tokenizer.objective(stage(kind="tokenizer", words=16, width=16))
 
 
 def objective(variant="", seed=0, **options):
@@ -83,7 +86,7 @@ def test_the_default_is_the_plain_trunk_of_the_published_numbers():
 def test_at_14x14_patches_the_published_counts_are_hidden():
     published = stage()
     model = Model(trunk="beit", image_size=224, patch_size=16)
-    assert beit.masking(model, published.options) == BlockMasking(14, 75, 16, 196)
+    assert masked_images.masking(model, published.options) == BlockMasking(14, 75, 16, 196)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -193,12 +196,12 @@ def test_the_tokenizer_stays_in_evaluation_mode_and_out_of_the_checkpoint():
 
 
 def test_a_reduced_precision_is_checked_once_after_the_first_step():
-    class Wrong(tokenizers.DiscreteVAE):
+    class Wrong(dvae.DiscreteVAE):
         def features(self, images):
             return super().features(images) * (-1 if torch.is_autocast_enabled("cpu") else 1)
 
     torch.manual_seed(0)
-    made = tokenizers.build(SMALL, {"words": 16, "width": 16})
+    made = tokenizer.build(SMALL, {"words": 16, "width": 16})
     made.__class__ = Wrong
     trained = TrainTokenizer(made, kl_weight=0.0, kl_ramp=1.0, temperature=1.0, cooling=1.0)
     ours = beit.objective(stage(tokenizer_precision="bf16"), {"tokenizer": trained})
@@ -281,7 +284,7 @@ def test_words_of_another_tokenizer_are_not_taken(tmp_path, monkeypatch):
     given = batch() | {"index": torch.arange(4)}
     for seed in (7, 8):
         torch.manual_seed(seed)
-        trained = tokenizers.objective(stage(kind="tokenizer", words=16, width=16))
+        trained = tokenizer.objective(stage(kind="tokenizer", words=16, width=16))
         ours = beit.objective(with_data(views="fixed"), {"tokenizer": trained})
         assert torch.equal(ours.words(given), ours.tokenizer.encode(given["token_image"].float() / 255))
     assert len(list((tmp_path / "words").glob("*.npy"))) == 2

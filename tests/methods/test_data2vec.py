@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from bench import methods
-from bench.masking import BlockMasking
-from bench.methods import beit, data2vec
+from bench.config.schema import Model, Protocol, Recipe
+from bench.config.stage import Stage
+from bench.errors import BenchError
+from bench.methods import data2vec, masked_images
 from bench.methods.data2vec import Decay, spread, target_layers
-from bench.spec import BenchError, Model, Protocol, Recipe, Stage
+from bench.pipeline.masking import BlockMasking
 
 SMALL = Model(
     trunk="beit", width=24, depth=4, heads=3, image_size=32, patch_size=8, position="shared-relative", layer_scale=1e-4
@@ -71,7 +73,7 @@ def test_the_published_recipe_is_the_released_commands():
 
 def test_at_14x14_patches_the_published_counts_are_hidden():
     model = Model(trunk="beit", image_size=224, patch_size=16)
-    assert beit.masking(model, stage().options) == BlockMasking(14, 120, 16, 196)
+    assert masked_images.masking(model, stage().options) == BlockMasking(14, 120, 16, 196)
 
 
 @pytest.mark.parametrize(

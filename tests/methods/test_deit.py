@@ -5,10 +5,12 @@ import torch
 from PIL import Image
 
 from bench import methods
+from bench.config.schema import Model, Protocol, Recipe
+from bench.config.stage import Stage
+from bench.errors import BenchError
 from bench.methods import deit
+from bench.methods.classification import classify
 from bench.methods.deit import Restandardised
-from bench.objective import classify
-from bench.spec import BenchError, Model, Protocol, Recipe, Stage
 
 SMALL = Model(trunk="vit", width=24, depth=2, heads=3, image_size=16, patch_size=8, classes=5, distilled=True)
 VARIANTS = ["", "soft", "soft-as-released", "usual", "none"]

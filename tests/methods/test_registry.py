@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from bench import methods
-from bench.spec import TRAINED, BenchError
-from bench.values import address
+from bench.config.overrides import address
+from bench.config.schema import TRAINED
+from bench.errors import BenchError
 
 
 @pytest.mark.parametrize("name", methods.names())

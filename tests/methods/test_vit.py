@@ -5,8 +5,10 @@ import torch
 from PIL import Image
 
 from bench import methods
+from bench.config.schema import Model, Protocol, Recipe
+from bench.config.stage import Stage
+from bench.errors import BenchError
 from bench.methods import vit
-from bench.spec import BenchError, Model, Protocol, Recipe, Stage
 
 SMALL = Model(trunk="vit", width=24, depth=2, heads=3, image_size=16, patch_size=8, classes=5)
 

@@ -21,10 +21,10 @@ from recorded import (
     without_indices,
 )
 
-from bench.backbones import build
 from bench.methods.beit import RecoverWords
-from bench.optim import learning_rate, weight_decay
-from bench.tokenizers import Tokenizer
+from bench.models.backbone import build
+from bench.models.dvae import Tokenizer
+from bench.training.schedule import learning_rate, weight_decay
 
 GOLDEN = "g01_beit_mim"
 

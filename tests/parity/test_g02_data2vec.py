@@ -21,9 +21,9 @@ from recorded import (
     without_indices,
 )
 
-from bench.backbones import build
 from bench.methods.data2vec import Decay, PredictTeacher
-from bench.optim import learning_rate, weight_decay
+from bench.models.backbone import build
+from bench.training.schedule import learning_rate, weight_decay
 
 GOLDEN = "g02_data2vec"
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from recorded import arrays, model_of, near, read, rounded, without_indices
 
-from bench.backbones import build
-from bench.heads import ClassificationHead
+from bench.config.schema import Recipe
+from bench.methods.classification import Classify, Loss
 from bench.methods.deit import Distil, Distillation
-from bench.objective import Classify, Loss, Objective
-from bench.optim import parameter_groups
-from bench.spec import Recipe
+from bench.methods.objective import Objective
+from bench.models.backbone import build
+from bench.models.heads import ClassificationHead
+from bench.training.optim import parameter_groups
 
 GOLDEN = "g03_deit_distillation"
 BASES = ("cross_entropy", "label_smoothing", "soft_target")

@@ -5,8 +5,8 @@ import torch
 from recorded import read
 from torch import nn
 
-from bench.optim import layer_of, parameter_groups
-from bench.spec import Recipe
+from bench.config.schema import Recipe
+from bench.training.optim import layer_of, parameter_groups
 
 GOLDEN = "g04_layer_decay"
 CASES = "*.json"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from recorded import arrays, read
 
+from bench.config.schema import Recipe
 from bench.methods.data2vec import Decay
-from bench.optim import learning_rate, weight_decay
-from bench.spec import Recipe
+from bench.training.schedule import learning_rate, weight_decay
 
 GOLDEN = "g05_schedules"
 

@@ -12,7 +12,7 @@ import pytest
 from masks import correlation, counted, errors_of_correlation, errors_of_histogram, errors_of_mean
 from recorded import arrays, read
 
-from bench.masking import ASPECT, BlockMasking, RandomMasking
+from bench.pipeline.masking import ASPECT, BlockMasking, RandomMasking
 
 GOLDEN = "g06_masking"
 CASES = "*.json"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from recorded import arrays, near, read
 
-from bench.backbones import build, transfer
-from bench.positions import geometric_offsets, resize_embedding, resize_table
-from bench.spec import Model
+from bench.config.schema import Model
+from bench.models.backbone import build
+from bench.models.pos_embed import geometric_offsets, resize_embedding, resize_table
+from bench.models.transfer import transfer
 
 GOLDEN = "g07_position_interpolation"
 TABLE = "relative_position_bias_table"

@@ -5,7 +5,7 @@ import torch
 from recorded import arrays, near, number, read
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
-from bench.tokenizers import DalleTokenizer, from_likelihood, to_likelihood
+from bench.models.dvae import DalleTokenizer, from_likelihood, to_likelihood
 
 GOLDEN = "g08_dvae"
 PIXELS = "pixels_uint8_"

@@ -5,8 +5,8 @@ import pytest
 import torch
 from recorded import arrays, exactly, read
 
-from bench.datasets.ade20k import without_zero
-from bench.metrics import areas, overlap, total
+from bench.data.datasets.ade20k import without_zero
+from bench.evaluation.metrics import areas, overlap, total
 
 GOLDEN = "g09_segmentation"
 NAMES = {"intersect": "intersect", "union": "union", "predicted": "pred", "labelled": "label"}  # ours, theirs

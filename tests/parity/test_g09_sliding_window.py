@@ -5,7 +5,7 @@ import torch
 from recorded import arrays, near, read
 from torch import nn
 
-from bench.sliding import decided, enlarged, slide
+from bench.evaluation.sliding_window import decided, enlarged, slide
 
 GOLDEN = "g09_segmentation"
 MARGIN = 1e-4  # between the best class and the second, above which the recorded answer is beyond doubt

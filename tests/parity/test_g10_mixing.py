@@ -10,9 +10,9 @@ import torch
 from recorded import LIMITS, arrays, read
 from torch import Tensor
 
-from bench.seeds import forked
-from bench.spec import Recipe
-from bench.transforms import Mixer
+from bench.config.schema import Recipe
+from bench.pipeline.mixup import Mixer
+from bench.seeding import forked
 
 GOLDEN = "g10_sampling_and_mixing"
 Call = tuple[Tensor, Tensor]  # images and targets

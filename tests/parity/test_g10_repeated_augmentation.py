@@ -6,7 +6,7 @@ import pytest
 import torch
 from recorded import arrays, read
 
-from bench.sampler import Batches, repeated, shuffled
+from bench.pipeline.sampler import Batches, repeated, shuffled
 
 GOLDEN = "g10_sampling_and_mixing"
 WHOLE = 256  # the authors round an epoch down to a multiple of this

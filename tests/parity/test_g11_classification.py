@@ -20,10 +20,10 @@ from recorded import (
     without_indices,
 )
 
-from bench.backbones import build
-from bench.heads import ClassificationHead
-from bench.objective import Classify, Loss
-from bench.optim import learning_rate, weight_decay
+from bench.methods.classification import Classify, Loss
+from bench.models.backbone import build
+from bench.models.heads import ClassificationHead
+from bench.training.schedule import learning_rate, weight_decay
 
 GOLDEN = "g11_finetune_and_segmentation"
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from recorded import arrays, model_of, near, read, rounded, without_indices
 
-from bench.backbones import build
-from bench.decoders import UperNet
-from bench.objective import Segment
+from bench.methods.segmentation import Segment
+from bench.models.backbone import build
+from bench.models.upernet import UperNet
 
 GOLDEN = "g11_finetune_and_segmentation"
 NORM = "fpn1.1"  # the one norm of the pyramid

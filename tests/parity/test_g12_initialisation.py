@@ -8,10 +8,10 @@ import torch
 from recorded import model_of, read
 from torch import nn
 
-from bench.backbones import build
-from bench.initialisation import initialise
-from bench.objective import classify
-from bench.spec import Recipe
+from bench.config.schema import Recipe
+from bench.methods.classification import classify
+from bench.models.backbone import build
+from bench.models.init import initialise
 
 GOLDEN = "g12_initialisation"
 CASES = "*.json"

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from recorded import training
 from safetensors.torch import load_file, save_file
 
-from bench.backbones import build, transfer
+from bench.config.schema import Model, Recipe
+from bench.methods.classification import Classify, classify
 from bench.methods.data2vec import Decay, PredictTeacher
-from bench.objective import Classify, classify
-from bench.optim import parameter_groups
-from bench.spec import Model, Recipe
+from bench.models.backbone import build
+from bench.models.transfer import transfer
+from bench.training.optim import parameter_groups
 
 SIZE = {"width": 24, "depth": 3, "heads": 3, "image_size": 16, "patch_size": 4}
 POSITIONS = ("absolute", "relative", "shared-relative")

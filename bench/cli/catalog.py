@@ -1,0 +1,121 @@
+"""What there is to compare, and whether a file that adds to it is sound. Looks at no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bench import methods
+from bench.cli.formatting import Row
+from bench.cli.render_run import run_row
+from bench.config.fidelity import as_published
+from bench.config.overrides import address, flatten
+from bench.config.precedence import Wishes, variants
+from bench.config.registry import Places, places, read_task, study_files, study_from, task_files, task_from
+from bench.config.schema import Method, Overrides, Recipe, Study, Task
+from bench.config.stage import Data, Plan
+from bench.data import datasets
+from bench.errors import BenchError, parse, read_toml, unknown
+from bench.planning.planner import draw_up
+from bench.planning.request import Request, Sight
+from bench.planning.start_from import unlooked
+from bench.runs.store import all_runs
+
+
+def rows(what: str, include: Sequence[Path], output: Path) -> list[Row]:
+    """The methods, tasks, studies or runs there are, one row each."""
+    where = places(include)
+    if what == "methods":
+        return [row for name in methods.names() for row in _method_rows(methods.read(name))]
+    if what == "tasks":
+        return [_task_row(task_from(path)) for path in task_files(where).values()]
+    if what == "studies":
+        return [_study_row(study_from(path)) for path in study_files(where).values()]
+    return [run_row(run) for run in all_runs(output)]
+
+
+def _method_rows(method: Method) -> list[Row]:
+    rows = [{"method": method.name, "fidelity": as_published(method, ""), "what it does": method.summary}]
+    rows += [
+        {"method": f"{method.name}:{name}", "fidelity": as_published(method, name), "what it does": variant.summary}
+        for name, variant in variants(method).items()
+    ]
+    return rows
+
+
+def _task_row(task: Task) -> Row:
+    budgets = ", ".join([*task.budgets, "published"])
+    return {"task": task.name, "kind": task.kind, "metric": task.metric, "budgets": budgets, "title": task.title}
+
+
+def _study_row(study: Study) -> Row:
+    arms = ", ".join(dict.fromkeys(arm.method for arm in study.arms))
+    return {"study": study.name, "size": study.size, "seeds": str(len(study.seeds)), "arms": arms, "title": study.title}
+
+
+def validate(path: Path, include: Sequence[Path]) -> str:
+    """Check a task, study or method file. Returns what it is; BenchError says what is wrong."""
+    values, where = read_toml(path), places(include)
+    if "arms" in values:
+        return f"a study of {len(unlooked_plan(study_from(path), where).study.arms)} arms"
+    if "dataset" in values or "base" in values:
+        _check_task(task_from(path), where)
+        return "a task"
+    if "paper" in values or "stages" in values:
+        _check_method(parse(Method, {**values, "name": path.stem}, str(path)))
+        return "a method"
+    raise BenchError(f"{path}: a study has [[arms]], a task has dataset, a method has stages; this has none of them")
+
+
+def unlooked_plan(study: Study, where: Places) -> Plan:
+    """The plan of a study as far as it can be known without looking at the data."""
+    return draw_up(Request(study=study, places=where, wishes=Wishes()), UNLOOKED).plan
+
+
+def _undescribed(dataset: str, split: str, *_: object, **__: object) -> Data:
+    if dataset not in datasets.names():
+        raise unknown("data set", dataset, datasets.names())
+    return Data(dataset=dataset, split=split, identity="not looked at", images=10**9)
+
+
+UNLOOKED = Sight(_undescribed, lambda *_: 2, unlooked)  # for a plan without data: any split is large, of two classes
+
+
+def _check_task(task: Task, where: Places) -> None:
+    if task.dataset not in datasets.names():
+        raise unknown("data set", task.dataset, datasets.names())
+    for name in filter(None, (task.supervised_task, task.toy, task.evaluates, *task.intermediate)):
+        read_task(name, where)
+    _check_overrides(task, f"task {task.name}")
+    for name, budget in task.budgets.items():
+        _check_overrides(budget, f"task {task.name}, budget {name}")
+
+
+def _check_overrides(values: Overrides, where: str) -> None:
+    unheard = set(values.methods) - set(methods.names())
+    for method in sorted(unheard):
+        raise BenchError(f"{where}: {unknown('method', method, methods.names())}")
+    for nested in (values.recipe, *values.methods.values()):
+        _check_recipes(flatten(nested, where), where)
+
+
+def _check_method(method: Method) -> None:
+    where = f"method {method.name}"
+    flatten({"model": method.model}, where)
+    sets = [flatten(method.recipe, where), *method.sizes.values(), *(v.set for v in method.variants.values())]
+    for values in sets:
+        for text in values.keys() - {"stages"}:
+            address(text, where=f"{where}: ")
+        _check_recipes({text: value for text, value in values.items() if text != "stages"}, where)
+
+
+def _check_recipes(flat: dict[str, object], where: str) -> None:
+    """The types of recipe values, stage by stage."""
+    for stage in _stages(flat):
+        places_ = {text: address(text) for text in flat}
+        recipe = {p.name: flat[t] for t, p in places_.items() if p.stage == stage and p.part == "recipe"}
+        parse(Recipe, recipe, f"{where}, {stage}")
+
+
+def _stages(flat: Iterable[str]) -> list[str]:
+    return sorted({address(text).stage for text in flat})

@@ -1,0 +1,71 @@
+"""bench import and bench export: checkpoints in and out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import Json, OutputDir
+from bench.cli.output import emit
+
+SOURCE_HELP = "A file, a folder, a run, a hub id, or timm:NAME."
+TO_HELP = "A folder for it in bench's own layout, which start_from takes, too."
+
+
+class Target(StrEnum):
+    """Whose format a result is written in."""
+
+    hf = "hf"
+    timm = "timm"
+    authors = "authors"
+
+
+def import_(
+    source: Annotated[str, typer.Argument(metavar="PATH-OR-ID", help=SOURCE_HELP)],
+    partial: Annotated[bool, typer.Option("--partial", help="Go on without what is unexpected or missing.")] = False,
+    heads: Annotated[int, typer.Option(min=0, help="Attention heads, where a bare file does not tell.")] = 0,
+    to: Annotated[Path | None, typer.Option(help=TO_HELP)] = None,
+    output_dir: OutputDir = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Read a published checkpoint: what it is, and what becomes of each of its tensors."""
+    from bench.checkpoints import importer
+
+    found, checkpoint = importer.bring_in(source, partial=partial, heads=heads, output=output_dir)
+    folder = None if to is None else importer.save(found, checkpoint, to)
+    if as_json:
+        return emit({**importer.described(checkpoint), "folder": None if folder is None else str(folder)})
+    emit(_read(importer.facts_rows(found, checkpoint), importer.report_rows(checkpoint)))
+    if folder is not None:
+        emit(f"\nwritten to {folder}; a stage starts from it by --set finetune.start_from={folder}")
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run's folder, or the beginning of its name or key.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new, empty, or an earlier export.")],
+    to: Annotated[Target, typer.Option(help="Whose format: transformers', timm's, or the authors'.")] = Target.hf,
+    push: Annotated[str, typer.Option(metavar="REPO", help="USER/NAME on the hub; made private if new.")] = "",
+    output_dir: OutputDir = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Write what a run learned for others: weights, preprocessing, and a model card with results and provenance."""
+    from bench.checkpoints import exporter, locate
+
+    done = exporter.export(locate.find(run, output_dir), to.value, folder, output=output_dir, push=push)
+    if as_json:
+        return emit({**done._asdict(), "folder": str(done.folder)})
+    emit(f"{done.run} as {to.value} in {done.folder}: {', '.join(done.files)}")
+    if done.url:
+        emit(f"pushed to {done.url}")
+
+
+def _read(facts: list[dict[str, str]], report: list[dict[str, str]]) -> str:
+    """What a checkpoint is, then its tensors."""
+    from bench.cli.formatting import aligned
+
+    width = max(len(row["fact"]) for row in facts)
+    lines = [f"{row['fact']:{width}}  {row['value']}" for row in facts]
+    return "\n".join([*lines, "", aligned(report)])

@@ -1,0 +1,83 @@
+"""bench compare and diff: the report of a study, two reports, two arms or runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli.options import Json, OutputDir
+from bench.cli.output import emit
+from bench.errors import BenchError, ExitCode
+
+
+def compare(
+    study: Annotated[str, typer.Argument(help="A study that was run, or a report.json.")],
+    other: Annotated[str, typer.Argument(help="A second report.json: what changed since the first.")] = "",
+    allow: Annotated[list[str] | None, typer.Option(help="Subtract rows that differ in this protocol key.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 3 when the data do not support a claim.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again whenever a stage ends.")] = False,
+    output_dir: OutputDir = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Write the report of a study: table, curves, intervals, pictures. Exit code 4 when results are missing.
+
+    With two report.json, of two versions of a recipe: what became better or worse. Exit code 3 when something is worse.
+    """
+    if other or study.endswith(".json"):
+        return _compare_reports(study, other, as_json)
+    from bench.cli import render_run
+    from bench.reporting import compare as make_report
+    from bench.reporting.follow import changes
+    from bench.runs.store import read_plan
+
+    name = Path(study).stem if study.endswith(".toml") else study
+    planned = _with_claims_of(study, read_plan(output_dir, name))
+    for _ in changes(planned, output_dir):
+        report = make_report(planned, output_dir, output_dir / "reports" / planned.study.name, allow or [])
+        emit(render_run.report_json(report) if as_json else render_run.report_text(report))
+        if report.complete or not watch:
+            break
+    if check and not all(claim.supported for claim in report.claims):
+        raise typer.Exit(ExitCode.UNSUPPORTED)
+    if not report.complete:
+        raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _compare_reports(first: str, second: str, as_json: bool) -> None:
+    from bench.cli import formatting
+    from bench.reporting import report_diff
+
+    if not (first.endswith(".json") and second.endswith(".json")):
+        raise BenchError(f"compare {first} {second}: name one study that was run, or two report.json".rstrip())
+    found = report_diff.changes(*(report_diff.read(Path(name)) for name in (first, second)))
+    emit([one._asdict() for one in found] if as_json else formatting.aligned(report_diff.rows(found)))
+    if any(one.verdict == "worse" for one in found):
+        raise typer.Exit(ExitCode.UNSUPPORTED)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(help="An arm's label or id (with --study), or a run's folder.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    study: Annotated[str, typer.Option(help="The study whose arms these are.")] = "",
+    output_dir: OutputDir = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Every value that differs between two arms or runs: on purpose, following from that, or unexplained."""
+    from bench.cli import render_run
+    from bench.runs import diff
+
+    names = first, second
+    found = diff.arms(output_dir, study, names) if study else diff.runs(output_dir, names)
+    emit([one._asdict() for one in found] if as_json else render_run.differing_text(found))
+
+
+def _with_claims_of(study: str, planned: Any) -> Any:
+    """The plan that was run, with the claims that the study's file makes now."""
+    from bench.config.registry import study_from
+
+    if not (study.endswith(".toml") and Path(study).exists()):
+        return planned
+    claims = study_from(Path(study)).claims
+    return planned.model_copy(update={"study": planned.study.model_copy(update={"claims": claims})})

@@ -1,0 +1,99 @@
+"""bench list, watch, show, validate and version: look at what is there."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import Json, OutputDir
+from bench.cli.output import emit
+
+
+class Listed(StrEnum):
+    """What `bench list` can show."""
+
+    methods = "methods"
+    tasks = "tasks"
+    studies = "studies"
+    runs = "runs"
+
+
+def list_(
+    what: Annotated[Listed, typer.Argument(help="methods, tasks, studies or runs")],
+    include: Annotated[list[Path] | None, typer.Option(help="A folder with more tasks and studies.")] = None,
+    output_dir: OutputDir = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """What there is: methods with their variants, tasks, studies, runs."""
+    from bench.cli import catalog, formatting
+
+    rows = catalog.rows(what.value, include or [], output_dir)
+    emit(rows if as_json else formatting.aligned(rows))
+
+
+def watch(
+    study: Annotated[str, typer.Argument(help="A study that runs, here or elsewhere.")],
+    output_dir: OutputDir = Path("results"),
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+) -> None:
+    """Arms x stages of a study under way, with progress and curves, from its files alone. Ctrl-C leaves it running."""
+    from bench.cli import render_run, watch
+    from bench.runs.store import read_plan
+
+    if once:
+        return emit(render_run.watch_text(watch.look(read_plan(output_dir, study), output_dir)))
+    with render_run.screen() as show:
+        watch.watch(output_dir, study, show, interval)
+
+
+def show(
+    run: Annotated[str, typer.Argument(help="A run's folder, or the beginning of its name or key.")],
+    output_dir: OutputDir = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """All about one run: state, attempts, results, last records, every value with its origin."""
+    from bench.cli import render_run
+    from bench.runs.store import find_run
+
+    found = find_run(output_dir, run)
+    emit(render_run.run_json(found) if as_json else render_run.run_text(found))
+
+
+def validate(
+    file: Annotated[Path, typer.Argument(help="A task, study or method file.")],
+    include: Annotated[list[Path] | None, typer.Option(help="A folder with more tasks and studies.")] = None,
+) -> None:
+    """Check a file: its keys, its types, and the names it speaks of."""
+    from bench.cli import catalog
+
+    what = catalog.validate(file, include or [])
+    if what.startswith("a study"):
+        _check_links(file, include or [])
+    emit(f"{file}: {what}")
+
+
+def _check_links(study: Path, include: list[Path]) -> None:
+    """BenchError when a study claims something of an arm, or names a published row, that is not there."""
+    from bench.cli import catalog
+    from bench.config.registry import places, study_from
+    from bench.reporting import published
+    from bench.reporting.analysis import claims
+
+    plan = catalog.unlooked_plan(study_from(study), places(include))
+    claims.check(plan)
+    published.check(plan, published.default_path())
+
+
+def version() -> None:
+    """The versions that results depend on."""
+    import bench
+    from bench.environment import commit, versions
+
+    found = commit()
+    dirty = " with changes" if found["dirty"] else ""
+    emit(f"bench {bench.__version__}" + (f" ({found['commit'][:12]}{dirty})" if found["commit"] else ""))
+    emit("\n".join(f"{name} {number}" for name, number in versions().items()))

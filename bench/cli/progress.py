@@ -1,0 +1,182 @@
+"""How a plan goes, told to a person: bars on a terminal, one plain line per interval elsewhere.
+
+Read from the files of the runs alone, so a worker writes the same whether anybody looks or not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.config.stage import Plan, Stage
+from bench.errors import BenchError
+from bench.launch.scheduler import Fate, Watcher
+from bench.runs.run import Run
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+INTERVAL_SECONDS = 15.0
+Say = Callable[[str], None]
+
+
+def name_of(stage: Stage) -> str:
+    """A stage in a few words: kind, method, task, seed."""
+    method = f"{stage.method}:{stage.variant}" if stage.variant else stage.method
+    return f"{stage.kind} {method} {stage.task} seed {stage.seed}"
+
+
+def position(run: Run) -> dict[str, Any]:
+    """Where the worker of a run says it is; {} before it said anything."""
+    try:
+        return run.progress() or {}
+    except BenchError:
+        return {}  # replaced while it was read on a file system without atomic renames; the next look will do
+
+
+def describe(now: Mapping[str, Any]) -> str:
+    """'step 120 of 800, 812 images/s, loss 4.21, waits 3 %, 1:20 left' from a progress file."""
+    if not now:
+        return "starting"
+    words = [f"step {now.get('step', 0):,} of {now.get('steps', 0):,}"]
+    if now.get("images_per_second"):
+        words.append(f"{now['images_per_second']:,.0f} images/s")
+    if isinstance(now.get("loss"), float):
+        words.append(f"loss {now['loss']:.4g}")
+    if isinstance(now.get("data_wait"), float):
+        words.append(f"waits {100 * now['data_wait']:.0f} % for data")
+    if isinstance(now.get("eta_seconds"), (int, float)):
+        words.append(f"{duration(now['eta_seconds'])} left")
+    if now.get("warning"):
+        words.append(f"WARNING: {now['warning']}")
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '3:20', '2:03:20', '5 d 2 h'."""
+    whole = max(0, round(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days > 1:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours}:{minutes % 60:02d}:{whole % 60:02d}"
+    return f"{minutes}:{whole % 60:02d}" if minutes else f"{whole} s"
+
+
+class Teller(Watcher):
+    """What both ways of telling have in common: a line when a stage begins or ends."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.total = self.finished = 0
+        self.since: dict[str, float] = {}  # when a stage began, or the one before it in its launch ended
+        self.together: list[set[str]] = []  # the stages of each launch
+        self.began = time.monotonic()
+
+    def begin(self, plan: Plan, finished: int) -> None:
+        self.total, self.finished = len(plan.stages), finished
+        self.say(f"{plan.study.name}: {self.total} stages, {finished} of them are done already")
+
+    def started(self, stages: Sequence[Stage], run: Run) -> None:
+        self.together.append({stage.key for stage in stages})
+        self.since.update(dict.fromkeys((stage.key for stage in stages), time.monotonic()))
+        self.say(f"start   {' + '.join(name_of(stage) for stage in stages)}; logs in {run.root}")
+
+    def ended(self, stage: Stage, run: Run, fate: Fate, reason: str) -> None:
+        self.finished += fate == "done"
+        ran = fate != "blocked" and stage.key in self.since
+        took = f" after {duration(time.monotonic() - self.since[stage.key])}" if ran else ""
+        why = f": {reason}" if reason else ""
+        self.say(f"{fate:7} {name_of(stage)} ({run.root.name}){took}{why}")
+        for keys in self.together:
+            if stage.key in keys:
+                self.since.update(dict.fromkeys(keys, time.monotonic()))
+
+    def waiting(self, stage: Stage, holder: Mapping[str, Any]) -> None:
+        place = str(holder.get("host", "")).partition("/")[0]
+        self.say(f"wait    {name_of(stage)}: process {holder.get('pid')} on {place} works on it")
+
+    def stopping(self) -> None:
+        self.say("stopping at the next step, with a checkpoint; press Ctrl-C again to stop without one")
+
+    def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """The walk is over."""
+
+
+class Plain(Teller):
+    """One line for each running stage per interval."""
+
+    def __init__(self, say: Say, interval: float = INTERVAL_SECONDS) -> None:
+        super().__init__(say)
+        self.interval, self.last = interval, time.monotonic()
+
+    def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
+        if time.monotonic() - self.last < self.interval:
+            return
+        self.last = time.monotonic()
+        for stage, run in running:
+            self.say(f"{self.finished}/{self.total}    {name_of(stage)}: {describe(position(run))}")
+
+
+class Silent(Teller):
+    """Says nothing: for a walk that only measures."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda line: None)
+
+    def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
+        """Nothing is shown."""
+
+
+class Bars(Teller):
+    """A bar for the study and one for each stage under way."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(progress.console.print)
+        self.progress = progress
+        self.bars: dict[str, TaskID] = {}
+        self.study: TaskID | None = None
+
+    def begin(self, plan: Plan, finished: int) -> None:
+        super().begin(plan, finished)
+        self.study = self.progress.add_task(plan.study.name, total=self.total, completed=finished, told="")
+        self.progress.start()
+
+    def ended(self, stage: Stage, run: Run, fate: Fate, reason: str) -> None:
+        super().ended(stage, run, fate, reason)
+        if stage.key in self.bars:
+            self.progress.remove_task(self.bars.pop(stage.key))
+
+    def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
+        for stage, run in running:
+            if stage.key not in self.bars:
+                self.bars[stage.key] = self.progress.add_task(name_of(stage), total=None, told="starting")
+            now = position(run)
+            self.progress.update(
+                self.bars[stage.key], completed=now.get("step", 0), total=now.get("steps"), told=describe(now)
+            )
+        if self.study is not None:
+            told = f"{self.finished} of {self.total} stages, {duration(time.monotonic() - self.began)}"
+            self.progress.update(self.study, completed=self.finished, told=told)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+def watcher(say: Say, interval: float) -> Teller:
+    """Bars where standard error is a terminal, lines through `say` elsewhere; standard output stays for results."""
+    return _bars() if sys.stderr.isatty() else Plain(say, interval)
+
+
+def _bars() -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True, highlight=False)
+    name, told = TextColumn("{task.description}"), TextColumn("{task.fields[told]}")
+    return Bars(Progress(name, BarColumn(bar_width=24), told, console=console))

@@ -1,0 +1,1 @@
+"""What people write in TOML and on the command line, and what it resolves to."""

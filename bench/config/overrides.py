@@ -1,0 +1,143 @@
+"""Values laid over one another: who set what, in which order, and what holds in the end.
+
+A value has an address: 'finetune.lr' (a recipe), 'pretrain.options.hidden_fraction' (a method's own number),
+'model.layer_scale' (every stage) or 'teacher.model.trunk' (one). Inside a stage the address reads 'recipe.lr',
+'options.hidden_fraction', 'model.layer_scale'.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from bench.config.schema import TRAINED, Model, Recipe, StageKind
+from bench.errors import BenchError, nearest, unknown
+
+STAGES = (*TRAINED, "evaluate")
+PARTS = {"recipe": tuple(Recipe.model_fields), "model": tuple(Model.model_fields)}
+APART: tuple[StageKind, ...] = ("tokenizer", "teacher")  # networks of their own: shared by all sizes and seeds
+SHARED = ("model.image_size", "model.patch_size")  # what those have in common with the trunk
+ENVIRONMENT = ("CACHE", "DATA_DIR", "HOME", "LOG_LEVEL", "OUTPUT_DIR")  # BENCH_ variables that are not values
+
+
+class Layer(NamedTuple):
+    """Values from one place. `sources` names a finer origin for some addresses, or for a whole stage ('pretrain')."""
+
+    origin: str
+    values: dict[str, Any]
+    sources: dict[str, str] = {}  # noqa: RUF012 - never written to
+
+    def origin_of(self, address: str) -> str:
+        """Where the value at `address` was written."""
+        stage = address.partition(".")[0]
+        return self.sources.get(address) or self.sources.get(stage) or self.origin
+
+
+class Written(NamedTuple):
+    """A value and where it was written."""
+
+    value: Any
+    origin: str
+    published: bool
+
+
+class Address(NamedTuple):
+    """Where a value belongs: method '' is every method, stage 'model' is every stage."""
+
+    method: str
+    stage: str
+    part: str
+    name: str
+
+    def __str__(self) -> str:
+        inner = self.name if self.part == "recipe" or self.stage == "model" else f"{self.part}.{self.name}"
+        return ".".join(word for word in (self.method, self.stage, inner) if word)
+
+
+def address(text: str, methods: Iterable[str] = (), where: str = "") -> Address:
+    """'beit:pixels.finetune.lr' taken apart; BenchError names what is not known in it and what is near."""
+    words, method = text.strip().split("."), ""
+    if len(words) > 2 and words[0] not in (*STAGES, "model"):
+        method = words.pop(0)
+        if method.partition(":")[0] not in methods:
+            raise BenchError(f"{where}{text}: {unknown('method', method, methods)}")
+    stage, rest = words[0], words[1:]
+    if stage not in (*STAGES, "model"):
+        raise BenchError(f"{where}{text}: {unknown('stage', stage, (*STAGES, 'model'))}")
+    if stage == "model" and len(rest) > 1 and rest[0] in STAGES:
+        stage, rest = rest[0], ["model", *rest[1:]]  # model.teacher.trunk, as a [model.teacher] table reads
+    part = "model" if stage == "model" else "recipe"
+    if stage != "model" and len(rest) > 1:
+        part = rest.pop(0)
+    if len(rest) != 1 or part not in ("recipe", "model", "options"):
+        raise BenchError(f"{where}{text}: write stage.key, stage.options.key or model.key, like finetune.lr")
+    if part in PARTS and rest[0] not in PARTS[part]:
+        raise BenchError(f"{where}unknown key {text!r}.{nearest(rest[0], PARTS[part])}")
+    return Address(method, stage, part, rest[0])
+
+
+def flatten(nested: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """{'pretrain': {'lr': .1, 'options': {'x': 1}}} -> {'pretrain.lr': .1, 'pretrain.options.x': 1}, checked."""
+    flat: dict[str, Any] = {}
+    for stage, body in nested.items():
+        if not isinstance(body, Mapping):
+            raise BenchError(f"{where}: {stage} = {body!r} should be a table of values")
+        for name, value in body.items():
+            inner = value if isinstance(value, Mapping) else {"": value}
+            for key, item in inner.items():
+                flat[str(address(f"{stage}.{name}.{key}".rstrip("."), where=f"{where}: "))] = item
+    return flat
+
+
+def from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    """Values from BENCH_FINETUNE_LR=2e-3 and the like. BenchError for a BENCH_ name that means nothing."""
+    found = {}
+    for name, text in variables.items():
+        if name.startswith("BENCH_") and name.removeprefix("BENCH_") not in ENVIRONMENT:
+            found[str(_variable(name))] = parse_value(text)
+    return found
+
+
+def _variable(name: str) -> Address:
+    words = name.removeprefix("BENCH_").lower().split("_")
+    stage, rest = words[0], words[1:]
+    if stage not in (*STAGES, "model") or not rest:
+        known = [*ENVIRONMENT, *(f"{kind.upper()}_LR" for kind in TRAINED)]
+        raise BenchError(f"{name} in the environment means nothing here.{nearest(name.removeprefix('BENCH_'), known)}")
+    if rest[0] in ("options", "model") and len(rest) > 1:
+        return address(f"{stage}.{rest[0]}.{'_'.join(rest[1:])}", where=f"{name} in the environment: ")
+    return address(f"{stage}.{'_'.join(rest)}", where=f"{name} in the environment: ")
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """'finetune.lr=2e-3' -> ('finetune.lr', 0.002)."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise BenchError(f"--set {text!r}: write KEY=VALUE, like finetune.lr=2e-3")
+    return key.strip(), parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """A number, truth value or list as TOML writes it; anything else is the text itself."""
+    try:
+        return tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def settle(kind: StageKind, layers: Iterable[Layer], published: int) -> dict[str, list[Written]]:
+    """All that was written for a stage, by inner address ('recipe.lr'), in order: the last one holds.
+
+    published: how many of the layers, from the first, make the method's published recipe.
+    """
+    history: dict[str, list[Written]] = {}
+    for number, layer in enumerate(layers):
+        for text, value in sorted(layer.values.items(), key=lambda item: not item[0].startswith("model.")):
+            _, stage, part, name = address(text)
+            if stage == kind or (stage == "model" and (kind not in APART or text in SHARED)):
+                written = Written(value, layer.origin_of(text), number < published)
+                history.setdefault(f"{part}.{name}", []).append(written)
+                if text == f"{kind}.epochs" and f"{kind}.steps" not in layer.values and "recipe.steps" in history:
+                    history["recipe.steps"].append(written._replace(value=0))  # who counts in epochs means them
+    return history

@@ -1,0 +1,1 @@
+"""Data sets: which bytes, which images, which labels."""

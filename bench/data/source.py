@@ -1,0 +1,41 @@
+"""Source: the contract of a data set. Images by index, each with a name, a label and the file it lies in."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+Sample = dict[str, Any]  # "image": RGB picture; "label": int, -1 when there is none; "map": (H, W) uint8, if any
+
+
+class Source(Protocol):
+    """One split of a data set.
+
+    A source may also have
+    `root`         the folder it was found in;
+    `labels()`     the classes of all its images, without reading a picture;
+    `files()`      list[bench.manifest.Piece]: the bytes it is read from, all of them. A file of one picture (or its
+                   label map) is a piece with the `index` of that image; a member of a tar shard is a range of it;
+                   a file of many images (parquet, CIFAR's batches) and a table of labels are pieces of index -1.
+                   A generated split has no files. `size` and `changed` are those of the listing, so that
+                   1.28 million files are looked at once;
+    `lacks`        what a list that came with the data names and is not there, a sentence each;
+    `among`        the classes that may be answered, where a protocol asks for them (ImageNet-A, R);
+    `label_sets()` (images, L): all labels of an image, -1 behind the last, where a protocol asks for them (ReaL);
+    `unreadable`   dict: name -> reason of the pictures that were left out, because max_unreadable allowed it.
+    """
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def name(self, index: int) -> str:
+        """Identifier of an image, unique in its split and the same on every machine."""
+        ...
+
+    def identity(self) -> str:
+        """Hash of what the split holds, and not of where it lies."""
+        ...

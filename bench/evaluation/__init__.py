@@ -1,0 +1,1 @@
+"""Scoring a network: one evaluation loop, metrics, predictions."""

@@ -1,0 +1,57 @@
+"""Pictures a person wants to see of a stage, as arrays for the report: pictures.npz of its run folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.config.stage import Stage
+from bench.files import write_atomic
+from bench.launch.distributed import autocast
+from bench.methods.objective import Objective
+from bench.pipeline.dataloader import Images, View, load, ready
+from bench.pipeline.sampler import Draw
+
+SHOWN = 32  # images, from all over the split
+
+
+@torch.inference_mode()
+def write_pictures(path: Path, objective: Objective, stage: Stage, source: Images, view: View, precision: str) -> None:
+    """Store what an objective shows of some images: arrays by name, the first axis being the images.
+
+    "index" tells which images they are. They are seen through `view`, then cut to the network's size.
+    """
+    indices = np.linspace(0, len(source) - 1, min(SHOWN, len(source))).astype(int).tolist()
+    draws = [Draw(index, 0, 0, position) for position, index in enumerate(indices)]
+    device = next(objective.parameters()).device
+    batch = next(load(source, lambda sample: _square(view(sample), stage.model.image_size), [draws], seed=stage.seed))
+    objective.eval()
+    with autocast(device, precision):
+        shown = objective.pictures(ready(batch, device, stage.protocol))
+    stream = io.BytesIO()
+    np.savez_compressed(stream, allow_pickle=False, index=np.array(indices), **shown)
+    write_atomic(path, stream.getvalue())
+
+
+def _square(seen: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """A view whose image and label map are larger than the network's input, cut to the middle part of both."""
+    image, labels = seen["image"], seen.get("map")
+    if labels is None:
+        return dict(seen)
+    fitted = F.interpolate(labels[None, None].float(), image.shape[-2:], mode="nearest-exact")[0, 0].to(labels.dtype)
+    return {"image": _middle(image, side), "map": _middle(fitted, side)}
+
+
+def _middle(picture: Tensor, side: int) -> Tensor:
+    """(..., h, w) -> (..., side, side): cut, or with zeros around it where it is smaller."""
+    missing = [max(0, side - length) for length in (picture.shape[-1], picture.shape[-2])]
+    picture = F.pad(picture, [part for gap in missing for part in (gap // 2, gap - gap // 2)])
+    top, left = ((length - side) // 2 for length in picture.shape[-2:])
+    return picture[..., top : top + side, left : left + side]

@@ -1,0 +1,202 @@
+"""How predictions become rows, one per image, and rows become scores.
+
+A table maps a column's name to an array whose first axis is the images; "index" is always among them.
+Letters: B images, K classes, H x W pixels of a label map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.config import schema
+from bench.errors import BenchError
+from bench.evaluation.metrics import Areas, accuracy, areas, overlap, top_classes
+from bench.evaluation.sliding_window import Look, decided
+from bench.pipeline.dataloader import Batch
+
+Table = dict[str, np.ndarray]
+Outputs = Mapping[str, Any]  # logits by head, (B, K); or "looks", of every picture in turn
+Through = Callable[[Tensor], list[Look]]  # how answers (1, K, H, W) given as pictures come out of an evaluation
+
+
+class Scorer(Protocol):
+    """What scores one kind of task."""
+
+    def rows(self, outputs: Outputs, batch: Batch) -> Table:
+        """One row per image of the batch."""
+        ...
+
+    def summary(self, table: Table) -> dict[str, float]:
+        """Scores of a whole split; the first is the headline."""
+        ...
+
+    def oracle(self, batch: Batch, shift: int, through: Through) -> Outputs:
+        """Outputs that answer with the label plus `shift` everywhere."""
+        ...
+
+
+class Classification:
+    """top-1 and top-5 accuracy and cross entropy; the accuracy of every head besides. In percent.
+
+    among: the classes that may be answered, where that is not all of them; logits of the others do not count.
+    """
+
+    def __init__(self, classes: int, among: Sequence[int] | None = None) -> None:
+        self.classes = classes
+        self.among = torch.arange(classes) if among is None else torch.tensor(sorted(among))
+
+    def rows(self, outputs: Outputs, batch: Batch) -> Table:
+        """label, top5 (B, 5), loss, confidence, logits (B, K) float16, and prediction_HEAD for every other head.
+
+        confidence: the highest probability.
+        """
+        labels = batch["label"].to(outputs["logits"].device)
+        self._refuse(batch["index"], labels)
+        logits = self._counting(outputs["logits"].float())
+        others = {name: self._counting(value) for name, value in outputs.items() if name != "logits"}
+        heads = {f"prediction_{name}": value.argmax(1) for name, value in others.items()}
+        columns = {
+            "index": batch["index"],
+            "label": labels,
+            "top5": top_classes(logits, 5),
+            "loss": F.cross_entropy(logits, labels, reduction="none"),
+            "confidence": logits.softmax(1).amax(1),
+            "logits": outputs["logits"].half(),
+            **heads,
+        }
+        return {name: value.cpu().numpy() for name, value in columns.items()}
+
+    def _counting(self, logits: Tensor) -> Tensor:
+        """Logits in which only the classes that may be answered can win."""
+        if len(self.among) == self.classes:
+            return logits
+        among = self.among.to(logits.device)
+        return torch.full_like(logits, -math.inf).index_copy(1, among, logits[:, among])
+
+    def _refuse(self, indices: Tensor, labels: Tensor) -> None:
+        wrong = (~torch.isin(labels.cpu(), self.among)).nonzero().flatten().tolist()
+        if wrong:
+            label, index = int(labels[wrong[0]]), int(indices[wrong[0]])
+            known = f"{len(self.among)} classes may be answered, and it is none of them"
+            if len(self.among) == self.classes:
+                known = f"the model knows 0 to {self.classes - 1}"
+            raise BenchError(f"image {index} has the label {label}, {known}")
+
+    def summary(self, table: Table) -> dict[str, float]:
+        labels = right(table)
+        scores = {"top1": accuracy(table["top5"], labels, 1), "top5": accuracy(table["top5"], labels, 5)}
+        scores["loss"] = float(table["loss"].astype(np.float64).mean())
+        for name in sorted(name for name in table if name.startswith("prediction_")):
+            scores[f"top1_{name.removeprefix('prediction_')}"] = accuracy(table[name][:, None], labels, 1)
+        return scores
+
+    def oracle(self, batch: Batch, shift: int, through: Through) -> Outputs:
+        place = torch.searchsorted(self.among, batch["label"].clamp(min=0))
+        answers = self.among[(place + shift) % len(self.among)]
+        return {"logits": F.one_hot(answers, self.classes).float()}
+
+
+class LabelSets(Classification):
+    """As `Classification`, where any label of an image's set is right: ReaL.
+
+    sets: (images of the split, L) classes, -1 behind the last. Images with an empty set are not in the split.
+    Source: arXiv 2006.07159, section 3 (the top-1 prediction counts when it is in the set).
+    """
+
+    def __init__(self, classes: int, sets: np.ndarray) -> None:
+        super().__init__(classes)
+        self.sets = torch.from_numpy(np.ascontiguousarray(sets)).long()
+
+    def rows(self, outputs: Outputs, batch: Batch) -> Table:
+        """As `Classification`, with label_set (B, L); the loss is -log of the probability of the whole set."""
+        table = super().rows(outputs, batch)
+        logits = outputs["logits"].float()
+        inside = self._inside(batch).to(logits.device)
+        loss = logits.logsumexp(1) - logits.masked_fill(~inside, -math.inf).logsumexp(1)
+        return {**table, "label_set": self.sets[batch["index"]].numpy(), "loss": loss.cpu().numpy()}
+
+    def _inside(self, batch: Batch) -> Tensor:
+        """Which classes are right for each image: (B, K) bool."""
+        sets = self.sets[batch["index"]]
+        known = torch.zeros(len(sets), self.classes + 1, dtype=torch.bool)
+        return known.scatter_(1, sets % (self.classes + 1), True)[:, : self.classes]  # -1 falls into the last column
+
+    def oracle(self, batch: Batch, shift: int, through: Through) -> Outputs:
+        """The label; with a shift the next class after it that is not in the set."""
+        order = (batch["label"][:, None] + shift + torch.arange(self.classes)) % self.classes  # (B, K)
+        wanted = self._inside(batch).gather(1, order) == (shift == 0)
+        answers = order.gather(1, wanted.int().argmax(1, keepdim=True))[:, 0]
+        return {"logits": F.one_hot(answers, self.classes).float()}
+
+
+def right(table: Table) -> np.ndarray:
+    """What is right for each image of a table: its label (n,), or any of its set (n, L)."""
+    return table["label_set"] if "label_set" in table else table["label"]
+
+
+def classifier(classes: int, protocol: schema.Protocol, source: Any) -> Classification:
+    """The scorer of images with labels, as a protocol asks. The source has `label_sets()` or `among` where it must."""
+    if protocol.right == "label-set":
+        return LabelSets(classes, source.label_sets())
+    return Classification(classes, source.among if protocol.among == "split" else None)
+
+
+class Segmentation:
+    """mIoU, mAcc and aAcc over all pixels of a split, at the label maps' own size. In percent."""
+
+    def __init__(self, classes: int, ignore_label: int) -> None:
+        self.classes, self.ignore_label = classes, ignore_label
+
+    def rows(self, outputs: Outputs, batch: Batch) -> Table:
+        """intersect, predicted, labelled: pixels of each class, (B, K) int64. Only one picture's looks are held."""
+        found = [self._areas(looks, labels) for looks, labels in zip(outputs["looks"], batch["map"], strict=True)]
+        columns = {name: np.stack([getattr(one, name) for one in found]) for name in Areas._fields}
+        return {"index": batch["index"].numpy(), **columns}
+
+    def _areas(self, looks: list[Look], labels: Tensor) -> Areas:
+        prediction = decided(looks, (labels.shape[0], labels.shape[1]))
+        return areas(prediction, labels.to(prediction.device), self.classes, self.ignore_label)
+
+    def summary(self, table: Table) -> dict[str, float]:
+        scores = overlap(self.total(table))
+        return {"mIoU": scores.mIoU, "mAcc": scores.mAcc, "aAcc": scores.aAcc}
+
+    def total(self, table: Table) -> Areas:
+        """Areas summed over all images."""
+        return Areas(*(table[name].sum(axis=0) for name in Areas._fields))
+
+    def oracle(self, batch: Batch, shift: int, through: Through) -> Outputs:
+        return {"looks": (through(self._answer(labels, shift)) for labels in batch["map"])}
+
+    def _answer(self, labels: Tensor, shift: int) -> Tensor:
+        shown = ((labels.long() % self.classes) + shift) % self.classes
+        return (shown == torch.arange(self.classes)[:, None, None])[None].float()
+
+
+def check(scorer: Scorer, batch: Batch, through: Through = lambda answers: [(answers[0], 1)]) -> None:
+    """AssertionError unless a perfect predictor scores 100 on these images, and one that is off by one scores 0.
+
+    through: takes label maps that are answers, as if they were pictures, through all that is done to pictures.
+    """
+    for shift, expected in ((0, 100.0), (1, 0.0)):
+        outputs = scorer.oracle(batch, shift, through)
+        name, found = next(iter(scorer.summary(scorer.rows(outputs, batch)).items()))
+        unlabelled = math.isnan(found)  # nothing in these images counts, so nothing can be checked on them
+        assert unlabelled or math.isclose(found, expected, abs_tol=1e-9), (
+            f"{name} of a predictor that answers label + {shift} is {found}, not {expected}: scores cannot be trusted"
+        )
+
+
+def joined(tables: list[Table]) -> Table:
+    """Rows of many tables in one, by image."""
+    parts = [table for table in tables if table]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    by_index = np.argsort(whole["index"], kind="stable")
+    return {name: column[by_index] for name, column in whole.items()}

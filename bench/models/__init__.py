@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, decoders, tokenizers, initialisation."""

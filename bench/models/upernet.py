@@ -1,0 +1,173 @@
+"""UperNet over a plain Vision Transformer: a pyramid of four of its layers, and the heads that read it.
+
+Names and shapes are mmsegmentation's and BEiT's, so that a checkpoint maps one to one: their `backbone.fpn1.0.weight`,
+`decode_head.*` and `auxiliary_head.*` are `decoder.fpn1.0.weight`, `decoder.decode_head.*` and so on here.
+Shapes: B images, N = g * g patches, D width, C classes.
+
+Sources: BEiT semantic_segmentation/backbone/beit.py and configs/_base_/models/upernet_beit.py (golden g11);
+mmsegmentation 0.11, decode_heads/uper_head.py, psp_head.py and fcn_head.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.models.dropout import ChannelDropout
+
+STRIDES = (4, 8, 16, 32)  # pixels of the picture to one of each level
+POOLS = (1, 2, 3, 6)  # sides to which the coarsest level is pooled
+AUXILIARY_LEVEL = 2
+AUXILIARY_CHANNELS = 256
+AUXILIARY_WEIGHT = 0.4  # of its loss; that of the decode head is 1
+DROPOUT = 0.1
+STD = 0.01  # of a classifier's starting weights
+
+
+def taps(depth: int) -> tuple[int, ...]:
+    """The blocks (from 0) whose outputs make the pyramid: 3, 5, 7, 11 of 12, and 7, 11, 15, 23 of 24."""
+    return tuple(max(1, round(depth * share)) - 1 for share in (1 / 3, 1 / 2, 2 / 3, 1))
+
+
+class UperNet(nn.Module):
+    """Patch tokens (B, N, D) of four blocks -> {"logits": (B, C, size, size)}, in training also "auxiliary".
+
+    taps: the blocks, from 0. patch_size: a power of two; the levels have strides of 4, 8, 16 and 32 pixels.
+    """
+
+    def __init__(self, width: int, classes: int, *, size: int, patch_size: int, depth: int) -> None:
+        super().__init__()
+        _check(size, patch_size)
+        self.size, self.taps = size, taps(depth)
+        for level, stride in enumerate(STRIDES, start=1):
+            self.add_module(f"fpn{level}", _rescaling(width, patch_size, stride))
+        self.decode_head = UperHead([width] * len(STRIDES), width, classes)
+        self.auxiliary_head = FcnHead(width, AUXILIARY_CHANNELS, classes)
+
+    def pyramid(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """Patch tokens of the four blocks as pictures (B, D, h, h), the finest first."""
+        pictures = (as_picture(patches) for patches in layers)
+        return [self.get_submodule(f"fpn{level}")(picture) for level, picture in enumerate(pictures, start=1)]
+
+    def forward(self, *layers: Tensor) -> dict[str, Tensor]:
+        if self.training and len(layers[0]) == 1 and not dist.is_initialized():
+            raise BenchError(
+                "decoder 'upernet' has batch norm and cannot learn from one image at a time; "
+                "let batch_size and --micro-batch-size be 2 or more"
+            )
+        levels = self.pyramid(layers)
+        found = {"logits": upsample(self.decode_head(levels), self.size)}
+        if self.training:
+            found["auxiliary"] = upsample(self.auxiliary_head(levels[AUXILIARY_LEVEL]), self.size)
+        return found
+
+
+def _check(size: int, patch_size: int) -> None:
+    if patch_size & (patch_size - 1) or size < STRIDES[-1]:
+        raise BenchError(
+            f"decoder 'upernet' needs a patch_size that is a power of 2 and an image_size of at least {STRIDES[-1]}, "
+            f"not {patch_size} and {size}; decoder 'setr-pup' takes any"
+        )
+
+
+def _rescaling(width: int, patch_size: int, stride: int) -> nn.Module:
+    """From one pixel per patch to one per `stride` pixels of the picture.
+
+    Larger: transposed convolutions that double the side, norm and GELU between them; smaller: the largest value.
+    """
+    doublings = int(math.log2(patch_size) - math.log2(stride))
+    if doublings == 0:
+        return nn.Identity()
+    if doublings < 0:
+        return nn.MaxPool2d(2**-doublings)
+    steps: list[nn.Module] = [nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)]
+    for _ in range(doublings - 1):
+        steps += [nn.BatchNorm2d(width), nn.GELU(), nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)]
+    return nn.Sequential(*steps)
+
+
+class UperHead(nn.Module):
+    """Levels of a pyramid, the finest first, -> logits (B, C, h, h) at the size of the finest.
+
+    The coarsest is pooled to several sides and joined with itself, each finer level adds what is above it, and all
+    are joined again. P-UperNet (arXiv 1807.10221) section 3.1.
+    """
+
+    def __init__(self, widths: Sequence[int], channels: int, classes: int) -> None:
+        super().__init__()
+        last = widths[-1]
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(side), Convolution(last, channels, kernel=1)) for side in POOLS
+        )
+        self.bottleneck = Convolution(last + len(POOLS) * channels, channels)
+        self.lateral_convs = nn.ModuleList(Convolution(width, channels, kernel=1) for width in widths[:-1])
+        self.fpn_convs = nn.ModuleList(Convolution(channels, channels) for _ in widths[:-1])
+        self.fpn_bottleneck = Convolution(len(widths) * channels, channels)
+        self.dropout = ChannelDropout(DROPOUT)
+        self.conv_seg = _classifier(channels, classes)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        side = levels[0].shape[-1]
+        laterals = [*(lateral(level) for lateral, level in zip(self.lateral_convs, levels, strict=False))]
+        laterals.append(self._pooled(levels[-1]))
+        for finer in range(len(laterals) - 2, -1, -1):
+            laterals[finer] = laterals[finer] + upsample(laterals[finer + 1], laterals[finer].shape[-1])
+        refined = [*(fpn(lateral) for fpn, lateral in zip(self.fpn_convs, laterals, strict=False)), laterals[-1]]
+        joined = self.fpn_bottleneck(torch.cat([upsample(level, side) for level in refined], dim=1))
+        return self.conv_seg(self.dropout(joined))
+
+    def _pooled(self, level: Tensor) -> Tensor:
+        pooled = [upsample(pool(level), level.shape[-1]) for pool in self.psp_modules]
+        return self.bottleneck(torch.cat([level, *pooled], dim=1))
+
+
+class FcnHead(nn.Module):
+    """One level (B, D, h, h) -> logits (B, C, h, h): a convolution and a classifier."""
+
+    def __init__(self, width: int, channels: int, classes: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(Convolution(width, channels))
+        self.dropout = ChannelDropout(DROPOUT)
+        self.conv_seg = _classifier(channels, classes)
+
+    def forward(self, level: Tensor) -> Tensor:
+        return self.conv_seg(self.dropout(self.convs(level)))
+
+
+class Convolution(nn.Module):
+    """Convolution, batch norm, ReLU, the side staying; starts as Kaiming's normal by fan-out (mmcv ConvModule)."""
+
+    def __init__(self, before: int, channels: int, *, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, channels, kernel, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(picture)))
+
+
+def _classifier(channels: int, classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, classes, kernel_size=1)
+    nn.init.normal_(layer.weight, std=STD)
+    nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
+    return layer
+
+
+def as_picture(patches: Tensor) -> Tensor:
+    """(B, N, D) -> (B, D, g, g)."""
+    side = math.isqrt(patches.shape[1])
+    return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+
+
+def upsample(picture: Tensor, side: int) -> Tensor:
+    """Bilinear, (B, C, h, h) -> (B, C, side, side)."""
+    if picture.shape[-1] == side:
+        return picture
+    return F.interpolate(picture, size=(side, side), mode="bilinear", align_corners=False)

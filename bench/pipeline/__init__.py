@@ -1,0 +1,1 @@
+"""From an image to a batch: transforms, masking, mixing, sampling, loading."""

@@ -1,0 +1,178 @@
+"""Views of a picture together with its label map, for segmentation.
+
+Source: the published ADE20K pipeline of BEiT's UperNet (B: semantic_segmentation/configs): resize by a random
+factor, crop, flip, photometric distortion, pad.
+
+Departs from the reference: pictures are resampled by Pillow with antialiasing, the reference uses OpenCV without.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench.config.schema import Model, Protocol, Recipe
+from bench.data.source import Sample
+from bench.pipeline.transforms import RESAMPLING, View, as_tensor, coin
+
+LONGEST = 4  # long side over short side at most: (2048, 512)
+ZOOM = (0.5, 2.0)  # ratio_range
+ONE_LABEL = 0.75  # cat_max_ratio: no label may cover more of a crop ...
+TRIES = 10  # ... unless this many crops have been drawn in vain
+MAP = Image.Resampling.NEAREST
+
+
+def map_train_view(recipe: Recipe, model: Model, protocol: Protocol, *, zoom: tuple[float, float] = ZOOM) -> View:
+    """The view for learning label maps: a random part of the picture at a random size, flipped, colours distorted.
+
+    {"image": uint8 (C, S, S), "map": uint8 (S, S)} with S the model's image size. The picture's short side is
+    scaled to S times a factor from `zoom`; what falls short of S x S is padded with the mean colour, and with
+    the ignored label on the map. `color_jitter` is the strength of the distortion: 0.5 the published one, 0 none.
+    """
+    return _MapTrainView(
+        size=model.image_size,
+        zoom=zoom,
+        flip=recipe.flip,
+        jitter=recipe.color_jitter,
+        resampling=RESAMPLING[recipe.interpolation],
+        padding=tuple(round(255 * value) for value in protocol.mean),
+        ignore_label=protocol.ignore_label,
+    )
+
+
+def map_eval_view(protocol: Protocol) -> View:
+    """The view for scoring label maps: {"image": uint8 (C, h, w), "map": uint8 (H, W)}, and the image at other sizes.
+
+    The image's short side is the protocol's resolution, its aspect that of the picture, nothing is cut off; or the
+    picture is squeezed into a square, if the protocol says `whole`. Other sizes are called as in `sizes`. The map
+    keeps its own size: predictions are brought to it, never it to them.
+    """
+    return _MapEvalView(protocol.resolution, sizes(protocol), protocol.whole, RESAMPLING[protocol.interpolation])
+
+
+def sizes(protocol: Protocol) -> dict[float, tuple[str, int]]:
+    """At which sizes a picture is seen: scale -> its name in a sample, and how often it counts.
+
+    A picture is never made smaller than the resolution: the published scales 0.5, 0.75 and 1 are one size that
+    counts three times (BEiT semantic_segmentation, SETR_Resize with setr_multi_scale).
+    """
+    counted = Counter(max(1.0, scale) for scale in protocol.scales)
+    return {
+        scale: (f"image {scale:g}" if number else "image", times)
+        for number, (scale, times) in enumerate(sorted(counted.items()))
+    }
+
+
+@dataclass(frozen=True)
+class _MapTrainView:
+    size: int
+    zoom: tuple[float, float]
+    flip: float
+    jitter: float
+    resampling: Image.Resampling
+    padding: tuple[int, ...]
+    ignore_label: int
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        image, labels = sample["image"], Image.fromarray(sample["map"])
+        factor = _fit(image, self.size) * random.uniform(*self.zoom)
+        for _ in range(TRIES):
+            size, box = self._window(image.size, factor)
+            part = labels.resize(size, MAP, box)
+            if self._is_varied(np.asarray(part)):
+                break
+        image = image.resize(size, self.resampling, box)
+        if coin(self.flip):
+            image, part = (each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in (image, part))
+        if self.jitter:
+            image = distorted(image, self.jitter)
+        return {
+            "image": as_tensor(_padded(image, self.size, self.padding)),
+            "map": torch.from_numpy(np.array(_padded(part, self.size, self.ignore_label))),
+        }
+
+    def _window(
+        self, size: tuple[int, int], factor: float
+    ) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
+        """Draw a window of the picture as it would be when scaled: its size, and its box in the picture itself."""
+        (width, left, right), (height, top, bottom) = (self._span(side, factor) for side in size)
+        return (width, height), (left, top, right, bottom)
+
+    def _span(self, side: int, factor: float) -> tuple[int, float, float]:
+        """The window along one axis: its pixels when scaled, its start and end in pixels of the picture."""
+        scaled = max(1, int(side * factor + 0.5))
+        taken = min(self.size, scaled)
+        start = random.randint(0, scaled - taken)
+        return taken, start / scaled * side, min(side, (start + taken) / scaled * side)
+
+    def _is_varied(self, labels: np.ndarray) -> bool:
+        counts = np.bincount(labels[labels != self.ignore_label])
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < ONE_LABEL * counts.sum())
+
+
+@dataclass(frozen=True)
+class _MapEvalView:
+    size: int
+    sizes: dict[float, tuple[str, int]]
+    whole: bool
+    resampling: Image.Resampling
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        names = (name for name, _ in self.sizes.values())
+        images = {name: self._at(sample["image"], scale) for name, scale in zip(names, self.sizes, strict=True)}
+        return {**images, "map": torch.from_numpy(np.array(sample["map"]))}
+
+    def _at(self, image: Image.Image, scale: float) -> torch.Tensor:
+        short = int(self.size * scale + 0.5)
+        if self.whole:
+            return as_tensor(image.resize((short, short), self.resampling))
+        factor = _fit(image, short)
+        width, height = (max(1, int(side * factor + 0.5)) for side in image.size)
+        return as_tensor(image.resize((width, height), self.resampling))
+
+
+def _fit(image: Image.Image, short_side: int) -> float:
+    """The factor that brings a picture to this short side, or its long side to four times that if it is longer."""
+    return min(short_side / min(image.size), LONGEST * short_side / max(image.size))
+
+
+def _padded(image: Image.Image, size: int, padding: Any) -> Image.Image:
+    """The picture in the upper left corner of a square of `size`."""
+    if image.size == (size, size):
+        return image
+    square = Image.new(image.mode, (size, size), padding)
+    square.paste(image)
+    return square
+
+
+def distorted(image: Image.Image, strength: float) -> Image.Image:
+    """Brightness, contrast, saturation and hue changed, each in half of the pictures.
+
+    Source: PhotoMetricDistortion of mmsegmentation, whose ranges are those of strength 0.5: brightness +-32 of 255,
+    contrast and saturation 0.5 to 1.5, hue +-36 degrees. Contrast comes before or after the changes of hue.
+    """
+    late = random.random() < 0.5
+    shift = random.uniform(-64, 64) * strength if random.random() < 0.5 else 0.0
+    gain = random.uniform(1 - strength, 1 + strength) if random.random() < 0.5 else 1.0
+    image = _linear(image, 1.0 if late else gain, shift if late else gain * shift)
+    vivid = random.uniform(1 - strength, 1 + strength) if random.random() < 0.5 else 1.0
+    turn = random.uniform(-51.2, 51.2) * strength if random.random() < 0.5 else 0.0  # of 256
+    if vivid != 1 or turn:
+        table = [round(h + turn) % 256 for h in range(256)] + _line(vivid, 0) + _line(1, 0)
+        image = image.convert("HSV").point(table).convert("RGB")
+    return _linear(image, gain, 0) if late else image
+
+
+def _linear(image: Image.Image, gain: float, shift: float) -> Image.Image:
+    return image if gain == 1 and not shift else image.point(_line(gain, shift) * 3)
+
+
+def _line(gain: float, shift: float) -> list[int]:
+    """Lookup table of gain * x + shift, kept within 0 and 255."""
+    return [min(255, max(0, int(gain * x + shift))) for x in range(256)]

@@ -1,0 +1,246 @@
+"""Views: from a picture to the tensors that a stage learns from or is scored on; normalising; mixing.
+
+A view runs on one sample in a loader's worker and draws only from the global generators of Python, NumPy and
+torch, which the sampler has seeded for this image. It hands over uint8 (C, H, W): a quarter of the bytes, and
+`normalise` does the arithmetic on the device, in the batch.
+
+Letters: B images, C channels (3), H, W pixels, K classes.
+
+Departs from the reference: nothing. BEiT's colour jitter is computed on the crop only, with the same pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import posterize, rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision.transforms import ColorJitter
+from torchvision.transforms import functional as vision
+
+from bench.config.schema import Model, Protocol, Recipe
+from bench.data.source import Sample
+from bench.errors import BenchError
+from bench.pipeline.color_jitter import Box, draw_jitter, jittered_cut
+
+View = Callable[[Sample], dict[str, Any]]
+Triple = tuple[float, float, float]
+
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+RAND_AUGMENT = re.compile(r"rand(-(m|n|mmax|inc)\d+|-(mstd|p)\d+(\.\d+)?|-tweights)*")  # timm skips the rest
+
+
+def train_view(recipe: Recipe, model: Model, protocol: Protocol) -> View:
+    """The view for learning from labels: random crop, flip, RandAugment or colour jitter, random erasing.
+
+    {"image": uint8 (C, H, W), "label": int}; with random erasing the image is float32 and already normalised,
+    because what is erased is filled with noise of the normalised scale. As in timm's `create_transform`, which
+    DeiT and BEiT use, `color_jitter` has no effect while RandAugment is on.
+    Raises BenchError for a `rand_augment` that timm cannot read.
+    """
+    return _TrainView(
+        crop=RandomCrop.of(recipe, model.image_size),
+        flip=recipe.flip,
+        augment=_augment(recipe, protocol),
+        erase=_erase(recipe),
+        mean=protocol.mean,
+        std=protocol.std,
+    )
+
+
+def crop_flip_jitter(recipe: Recipe, model: Model, protocol: Protocol) -> View:
+    """The view for pretraining: colour jitter, flip, random crop. {"image": uint8 (C, H, W), "label": int}.
+
+    Source: DataAugmentationForBEiT (B: datasets.py); data2vec uses the same (V: datasets.py).
+    """
+    return _PretrainView(RandomCrop.of(recipe, model.image_size), recipe.flip, recipe.color_jitter)
+
+
+def two_views(recipe: Recipe, model: Model, protocol: Protocol, *, token_size: int | None = None) -> View:
+    """The view for BEiT: the picture for the student and the same crop, smaller, for the tokenizer.
+
+    Adds "token_image": uint8 (C, token_size, token_size), resampled from the same box by Lanczos; half the image
+    size unless given. It is of the jittered and flipped picture, too.
+    Source: RandomResizedCropAndInterpolationWithTwoPic (B: transforms.py).
+    """
+    return _PretrainView(
+        RandomCrop.of(recipe, model.image_size), recipe.flip, recipe.color_jitter, token_size or model.image_size // 2
+    )
+
+
+def eval_view(protocol: Protocol) -> View:
+    """The view for scoring: short side to floor(resolution / crop_ratio), antialiased by Pillow; centre crop.
+
+    If the protocol says `whole` both sides become that long, as transformers' image processors have it.
+    """
+    return _EvalView(
+        side=math.floor(protocol.resolution / protocol.crop_ratio + 1e-6),
+        whole=protocol.whole,
+        size=protocol.resolution,
+        resampling=RESAMPLING[protocol.interpolation],
+    )
+
+
+def normalise(images: Tensor, mean: Triple, std: Triple) -> Tensor:
+    """uint8 images (B, C, H, W) as standardised float32; images that are float have been standardised before."""
+    if images.is_floating_point():
+        return images
+    centre, spread = _statistics(mean, std, images.device)
+    return to_unit(images).sub_(centre).div_(spread)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 pixels as float32 from 0 to 1, as tokenizers take them."""
+    return images.to(torch.float32).div_(255)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A box of random area and aspect, resized to a square: the crop of Inception, as in timm."""
+
+    size: int
+    scale: tuple[float, float]  # share of the picture's area
+    ratio: tuple[float, float]  # width / height
+    resampling: Image.Resampling
+
+    @classmethod
+    def of(cls, recipe: Recipe, size: int) -> RandomCrop:
+        """The crop that a recipe asks for, to `size` pixels."""
+        for name, (low, high) in (("crop_scale", recipe.crop_scale), ("crop_ratio", recipe.crop_ratio)):
+            if low > high:
+                raise BenchError(f"{name} = [{low:g}, {high:g}]: the first number must not exceed the second")
+        return cls(size, recipe.crop_scale, recipe.crop_ratio, RESAMPLING[recipe.interpolation])
+
+    def box(self, image: Image.Image) -> Box:
+        """Draw a box; all of the picture when it has too few pixels to cut a part from."""
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
+        if not height or not width:
+            return 0, 0, image.width, image.height
+        return left, top, left + width, top + height
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """The picture at the size of the view."""
+        return image.resize((self.size, self.size), self.resampling)
+
+
+@dataclass(frozen=True)
+class _TrainView:
+    crop: RandomCrop
+    flip: float
+    augment: Callable[[Image.Image], Image.Image] | None
+    erase: RandomErasing | None
+    mean: Triple
+    std: Triple
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        image = self.crop.resized(sample["image"].crop(self.crop.box(sample["image"])))
+        if coin(self.flip):
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.augment:
+            image = self.augment(image)
+        pixels = as_tensor(image)
+        if self.erase:
+            pixels = self.erase(normalise(pixels, self.mean, self.std))
+        return {"image": pixels, "label": sample["label"]}
+
+
+@dataclass(frozen=True)
+class _PretrainView:
+    crop: RandomCrop
+    flip: float
+    jitter: float
+    token_size: int = 0  # 0: no second view
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        image: Image.Image = sample["image"]
+        jitter = draw_jitter(self.jitter)  # drawn in the authors' order: jitter, flip, box
+        flipped = coin(self.flip)
+        left, top, right, bottom = self.crop.box(image)
+        if flipped:  # cutting the mirrored box and turning the cut is turning the picture first, but cheaper
+            left, right = image.width - right, image.width - left
+        cut = jittered_cut(image, (left, top, right, bottom), jitter)
+        if flipped:
+            cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        views = {"image": as_tensor(self.crop.resized(cut)), "label": sample["label"]}
+        if self.token_size:
+            small = cut.resize((self.token_size, self.token_size), Image.Resampling.LANCZOS)
+            views["token_image"] = as_tensor(small)
+        return views
+
+
+@dataclass(frozen=True)
+class _EvalView:
+    side: int
+    whole: bool
+    size: int
+    resampling: Image.Resampling
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        side = [self.side] * 2 if self.whole else self.side
+        image = vision.resize(sample["image"], side, vision.InterpolationMode(self.resampling.name.lower()))
+        return {"image": as_tensor(vision.center_crop(image, self.size)), "label": sample["label"]}
+
+
+def coin(probability: float) -> bool:
+    """True with this probability; a probability of 0 draws nothing."""
+    return probability > 0 and torch.rand(1).item() < probability
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as uint8 (C, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _augment(recipe: Recipe, protocol: Protocol) -> Callable[[Image.Image], Image.Image] | None:
+    """RandAugment with the settings that timm's `create_transform` gives it, or else colour jitter, or nothing."""
+    if not recipe.rand_augment:
+        return ColorJitter(*[recipe.color_jitter] * 3) if recipe.color_jitter else None
+    if not RAND_AUGMENT.fullmatch(recipe.rand_augment):
+        raise BenchError(
+            f"rand_augment = {recipe.rand_augment!r} is no setting of timm's RandAugment; "
+            "write it like 'rand-m9-mstd0.5-inc1', or '' for none"
+        )
+    settings = {
+        "img_mean": tuple(min(255, round(255 * value)) for value in protocol.mean),
+        "interpolation": RESAMPLING[recipe.interpolation],
+    }
+    augment = rand_augment_transform(recipe.rand_augment, settings)
+    for change in augment.ops:
+        if change.name.startswith("Posterize"):
+            change.aug_fn = _posterize
+    return augment
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's, and black for 0 bits, as Pillow had it when DeiT was trained.
+
+    Magnitude 10, which m9-mstd0.5 reaches in one of 700 pictures, asks for 0 bits; Pillow 13 raises an error there.
+    """
+    return posterize(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
+
+
+def _erase(recipe: Recipe) -> RandomErasing | None:
+    """One box of noise, as in DeiT and BEiT: mode pixel, count 1 (D: main.py)."""
+    if not recipe.random_erasing:
+        return None
+    return RandomErasing(recipe.random_erasing, mode="pixel", max_count=1, device="cpu")
+
+
+@cache
+def _statistics(mean: Triple, std: Triple, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation as (C, 1, 1), sent to a device only once."""
+    return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))  # type: ignore

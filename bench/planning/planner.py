@@ -1,0 +1,352 @@
+"""Study -> Plan: every stage fully decided, each value with its origin, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+from bench import methods
+from bench.config import fidelity
+from bench.config.overrides import APART, Written, address, settle
+from bench.config.precedence import Chosen, budget_of, chosen_layers, from_files, published_layers, stages_of_variant
+from bench.config.registry import read_task
+from bench.config.resolve import History, Settled, check, check_scored, lengthened, standardised
+from bench.config.schema import Arm, Recipe, Scalar, StageKind, Study, Task
+from bench.config.stage import Data, Plan, PlannedArm, Stage, Start
+from bench.data import datasets
+from bench.errors import BenchError
+from bench.planning import start_from
+from bench.planning.request import Request, Role, Sight
+
+LABELLED: tuple[StageKind, ...] = ("teacher", "supervised", "finetune", "probe")
+
+
+class Drawn(NamedTuple):
+    """A plan, and for each of its stages all that was written, by inner address."""
+
+    plan: Plan
+    histories: dict[str, History]
+
+
+class Link(NamedTuple):
+    """One stage in the chain of an arm, on the task whose data it sees."""
+
+    kind: StageKind
+    task: Task
+    role: str = ""  # in the arm, when it is not the kind: finetune-imagenet1k
+
+
+def make_plan(request: Request) -> Plan:
+    """Decide every stage of a study. BenchError names what is unknown, contradictory or does not fit."""
+    return draw_up(request).plan
+
+
+def draw_up(request: Request, sight: Sight = Sight()) -> Drawn:  # noqa: B008 - immutable
+    """As `make_plan`, keeping who wrote what. A check that needs no data brings its own `sight`."""
+    planner = _Planner(request, sight)
+    arms = [planner.arm(arm, task) for arm in request.study.arms for task in _tasks(request.study, arm)]
+    planner.refuse_unheard()
+    planned = _distinct(arms)
+    return Drawn(Plan(study=request.study, arms=tuple(planned), stages=planner.stages), planner.histories)
+
+
+def explain(drawn: Drawn, key: str) -> list[tuple[str, str, list[Written]]]:
+    """For each stage that has the value at `key`: (kind, method, what was written there, the last one holding)."""
+    place = address(key, methods=methods.names())
+    found: dict[tuple[str, str], tuple[str, str, list[Written]]] = {}
+    for stage in drawn.plan.stages.values():
+        named = f"{stage.method}:{stage.variant}" if stage.variant else stage.method
+        wanted = place.method in ("", stage.method, named) and place.stage in ("model", stage.kind)
+        if wanted and (part := getattr(stage, place.part)) is not None:
+            value = part.get(place.name) if isinstance(part, dict) else getattr(part, place.name)
+            history = drawn.histories[stage.key].get(f"{place.part}.{place.name}", [])
+            if place.part != "options" or place.name in part:
+                found.setdefault((stage.kind, named), (stage.kind, named, history or [Written(value, "default", True)]))
+    if not found:
+        raise BenchError(f"no stage of this plan has {key!r}; it has {_kinds(drawn.plan.stages)}")
+    return list(found.values())
+
+
+def _kinds(stages: Mapping[str, Stage]) -> str:
+    return ", ".join(sorted({f"{stage.method}.{stage.kind}" for stage in stages.values()}))
+
+
+def _tasks(study: Study, arm: Arm) -> tuple[str, ...]:
+    tasks = (arm.task,) if arm.task else study.tasks
+    if not tasks:
+        raise BenchError(f"study {study.name}: arm {arm.method} has no task; write tasks = [...] or give --task")
+    return tasks
+
+
+class _Planner:
+    """The stages planned so far, and the data looked at so far."""
+
+    def __init__(self, request: Request, sight: Sight) -> None:
+        self.request = request
+        self.stages: dict[str, Stage] = {}
+        self.histories: dict[str, History] = {}
+        self.heard: set[str] = set()  # the wishes that reached a stage
+        self.sight = sight
+        self._seen: dict[tuple[str, Role], Data] = {}
+        self._tasks: dict[str, Task] = {}
+        self._classes: dict[str, int] = {}
+
+    def arm(self, arm: Arm, task_name: str) -> PlannedArm:
+        """All stages of an arm for all its seeds."""
+        study = self.request.study
+        name, _, variant = arm.method.partition(":")
+        method = methods.read(name)
+        chosen = Chosen(arm, method, variant, arm.size or study.size)
+        task = self.task(task_name)
+        chain = self.spared(chosen, self.chain(chosen, task))
+        stages = {seed: self.stages_of(chosen, chain, seed) for seed in arm.seeds or study.seeds}
+        used = [self.stages[key] for roles in stages.values() for key in roles.values()]
+        budget = budget_of(arm, study, self.task(task.evaluates) if task.evaluates else task)
+        return PlannedArm(
+            id="/".join(part for part in (chosen.name, chosen.size, task.name, budget) if part),
+            label=_from(self.start_of(stages), arm.label or _label(chosen, study)),
+            method=method.name,
+            variant=variant,
+            size=chosen.size,
+            task=task.name,
+            budget=budget,
+            metric=task.metric,
+            fidelity=fidelity.level(chosen, used),
+            departures=fidelity.departures(chosen, used),
+            published=arm.published if isinstance(arm.published, str) else arm.published.get(task.name, ""),
+            stages=stages,
+        )
+
+    def chain(self, chosen: Chosen, task: Task) -> list[Link]:
+        """The stages an arm goes through, each with its task; learning may begin on another task's data."""
+        if task.evaluates:
+            trained = self.chain(chosen, self.task(task.evaluates))
+            return [*(link for link in trained if link.kind != "evaluate"), Link("evaluate", task)]
+        own = self.needed(chosen, task)
+        home = self.task(task.supervised_task) if task.supervised_task else task
+        last: StageKind = own[-1] if own[-1] in ("finetune", "probe") else "finetune"
+        between = self.between(chosen, task, labels_at_home=own[-1] == "supervised")
+        if home is not task or between:
+            before = [Link(kind, home) for kind in own if kind != last]
+            return [*before, *between, Link(last, task), Link("evaluate", task)]
+        if task.kind == "segmentation" and own[-1] != "finetune":
+            raise BenchError(f"task {task.name} names no supervised_task, and {chosen.name} learns from labels first")
+        return [*(Link(kind, task) for kind in own), Link("evaluate", task)]
+
+    def spared(self, chosen: Chosen, chain: list[Link]) -> list[Link]:
+        """The chain without the stages that weights from outside replace."""
+        learn = [link for link in chain if link.kind != "evaluate"]
+        named = [bool(self.settled(chosen, link).recipe().start_from) for link in learn]
+        needed = [*start_from.kept([link.kind for link in learn], named), *[True] * (len(chain) - len(learn))]
+        return [link for link, keep in zip(chain, needed, strict=True) if keep]
+
+    def start_of(self, stages: Mapping[int, Mapping[str, str]]) -> str:
+        """What an arm starts from, '' for nothing from outside."""
+        found = [self.stages[key].start for roles in stages.values() for key in roles.values()]
+        return next((start.id for start in found if start is not None), "")
+
+    def between(self, chosen: Chosen, task: Task, *, labels_at_home: bool) -> list[Link]:
+        """Fine-tuning on other labels first. A method that learns the labels of its first task has done that one."""
+        names = task.intermediate if chosen.arm.intermediate is None else chosen.arm.intermediate
+        done = (task.supervised_task or task.name) if labels_at_home else ""
+        return [Link("finetune", self.task(name), f"finetune-{name}") for name in names if name != done]
+
+    def needed(self, chosen: Chosen, task: Task) -> tuple[StageKind, ...]:
+        """The stages that an arm goes through, without a tokenizer or teacher that its own numbers do not ask for."""
+        home = self.task(task.supervised_task) if task.supervised_task else task
+        asked = {"tokenizer": ("pretrain", "tokenizer", "trained"), "teacher": ("supervised", "teacher", "stage")}
+        kept = []
+        for kind in stages_of_variant(chosen):
+            by, option, value = asked.get(kind, ("", "", ""))
+            options = self.settled(chosen, Link(cast(StageKind, by), home)).options() if by else {}
+            if options.get(option, value) == value:
+                kept.append(kind)
+        return tuple(kept)
+
+    def stages_of(self, chosen: Chosen, chain: list[Link], seed: int) -> dict[str, str]:
+        """Plan the chain for one seed: role -> stage key."""
+        keys: dict[str, str] = {}
+        for link in chain:
+            stage, history = self.stage(chosen, link, 0 if link.kind in APART else seed, keys)
+            self.stages.setdefault(stage.key, stage)
+            self.histories.setdefault(stage.key, history)
+            keys[link.role or link.kind] = stage.key
+        return keys
+
+    def stage(self, chosen: Chosen, link: Link, seed: int, before: dict[str, str]) -> tuple[Stage, History]:
+        """One stage, and all that was written for it."""
+        parents = _parents(link.kind, before)
+        if link.kind == "evaluate":
+            return self._evaluation(self.stages[parents["model"]], link.task, parents), {}
+        settled = self.settled(chosen, link)
+        departures = settled.departures() if link.kind in chosen.method.recipe else {}
+        recipe, start = self.begins(settled, before)
+        data = self.data(link)
+        self._listen(chosen, link.kind)
+        is_segmentation = link.task.kind == "segmentation" and link.kind == "finetune"
+        model = settled.model(
+            classes=self.classes(link.task) if link.kind in LABELLED else 0,
+            decoder=(settled.values("model").get("decoder") or link.task.decoder) if is_segmentation else "",
+        )
+        stage = Stage(
+            kind=link.kind,
+            method=chosen.method.name,
+            variant=chosen.variant,
+            version=chosen.method.version,
+            task=link.task.name,
+            seed=seed,
+            model=model,
+            recipe=lengthened(recipe, data["train"].images),
+            options=settled.options(),
+            protocol=standardised(link.task.protocol, recipe),
+            data=data,
+            parents=parents,
+            start=start,
+            origins={place: written[-1].origin for place, written in settled.history.items()},
+            departures=start_from.departures(departures, start),
+        )
+        check(stage, settled.where, link.task, [self.stages[key] for key in parents.values()])
+        return stage, settled.history
+
+    def begins(self, settled: Settled, before: Mapping[str, str]) -> tuple[Recipe, Start | None]:
+        """The recipe of a stage, and the weights from outside that it starts from."""
+        recipe = settled.recipe()
+        if start_from.starts_here(recipe.start_from, before):
+            return recipe, self.sight.start(recipe.start_from, self.request.output)
+        return recipe.model_copy(update={"start_from": "", "start_partial": False}), None
+
+    def settled(self, chosen: Chosen, link: Link) -> Settled:
+        """All that was written for a stage, and who wrote it."""
+        budget = budget_of(chosen.arm, self.request.study, link.task)
+        published = published_layers(chosen, link.task)
+        over = chosen_layers(chosen, self.request.study, link.task, budget, self.request.wishes)
+        from_files(over, chosen.method)
+        history = settle(link.kind, [*published, *over], published=len(published))
+        return Settled(f"{chosen.name}, {link.kind}", link.kind, history)
+
+    def _evaluation(self, trained: Stage, task: Task, parents: dict[str, str]) -> Stage:
+        check_scored(trained, task)
+        changes = {
+            "kind": "evaluate",
+            "recipe": None,
+            "options": {},
+            "parents": parents,
+            "data": {"val": self.look(task, "val")},
+            "protocol": standardised(task.protocol, trained.recipe),
+            "task": task.name,
+            "origins": {},
+            "departures": {},
+            "start": None,
+        }
+        return trained.model_copy(update=changes)
+
+    def _listen(self, chosen: Chosen, kind: StageKind) -> None:
+        """Remember which wishes reach this stage."""
+        wishes = self.request.wishes
+        for text in (*wishes.environment, *wishes.options, *wishes.sets):
+            place = address(text, methods=methods.names())
+            fits = place.part != "options" or place.name in chosen.method.options.get(place.stage, {})
+            if place.method in ("", chosen.method.name, chosen.name) and place.stage in ("model", kind) and fits:
+                self.heard.add(text)
+
+    def refuse_unheard(self) -> None:
+        """BenchError for a --set or BENCH_ value that reached no stage."""
+        wishes = self.request.wishes
+        for text in (*wishes.sets, *wishes.environment):
+            if text not in self.heard:
+                raise BenchError(f"{text!r} was set, but no stage has it; the stages are {_kinds(self.stages)}")
+
+    def task(self, name: str) -> Task:
+        """A task by name, read once."""
+        if name not in self._tasks:
+            self._tasks[name] = read_task(name, self.request.places)
+        return self._tasks[name]
+
+    def classes(self, task: Task) -> int:
+        """How many classes a task has: as it says, or counted in its training split."""
+        if not task.classes and task.name not in self._classes:
+            split, options = task.splits["train"], self.options(task, "train")
+            self._classes[task.name] = self.sight.classes(task.dataset, split, self.root(task), options)
+        return task.classes or self._classes[task.name]
+
+    def root(self, task: Task) -> str | None:
+        """The folder given for a task's data, or for a task on the same published data, or None."""
+        roots = self.request.roots
+        return roots.get(task.name) or roots.get("") or roots.get(task.evaluates) or self._shared(task)
+
+    def _shared(self, task: Task) -> str | None:
+        """The folder given for another task whose splits are published as this one's."""
+        others = [(self.task(name), place) for name, place in self.request.roots.items() if name and task.expects]
+        known = (place for other, place in others if (other.dataset, other.expects) == (task.dataset, task.expects))
+        return next(known, None)
+
+    def data(self, link: Link) -> dict[str, Data]:
+        """The splits a stage sees, by role; a part of the labels is left out only where labels are learnt from."""
+        if link.kind not in LABELLED:
+            return {"train": self.look(link.task, "pretrain")}
+        roles: list[Role] = [role for role in ("train", "val", "minival") if role in link.task.splits]
+        return {role: self.look(link.task, role) for role in roles}
+
+    def look(self, task: Task, role: Role) -> Data:
+        """A split of a task as it is on disk, looked at once."""
+        if (task.name, role) not in self._seen:
+            split = task.splits.get(role) or task.splits["train"]
+            options = self.options(task, role)
+            found = self.sight.describe(
+                task.dataset,
+                split,
+                self.root(task),
+                options,
+                self.request.limit,
+                labels=(self.request.labels or task.labels) if role == "train" else "",
+                expected=task.expects.get(split),
+                allow_incomplete=self.request.allow_incomplete,
+            )
+            self._seen[task.name, role] = found
+        return self._seen[task.name, role]
+
+    def options(self, task: Task, role: Role) -> dict[str, Scalar]:
+        """What the data set is told: the task's options, and the flags that speak of files."""
+        options = dict(task.options)
+        if role == "pretrain" and self.request.unlabelled:
+            if "path" not in datasets.known_options(task.dataset):
+                raise BenchError(f"--unlabelled is for tasks on folders; {task.name} is on {task.dataset}")
+            options["path"] = self.request.unlabelled
+        if self.request.max_unreadable:
+            options["max_unreadable"] = self.request.max_unreadable
+        return options
+
+
+def _parents(kind: StageKind, before: dict[str, str]) -> dict[str, str]:
+    """The keys of the earlier stages that a stage starts from, by role."""
+    if kind == "evaluate":
+        return {"model": list(before.values())[-1]}
+    roles = {"pretrain": ("tokenizer",), "supervised": ("teacher",)}
+    if kind in roles:
+        return {role: before[role] for role in roles[kind] if role in before}
+    starts = [key for role, key in before.items() if role not in APART]
+    return {"start": starts[-1]} if starts else {}
+
+
+def _from(start: str, label: str) -> str:
+    """A label that says which weights from outside an arm starts from."""
+    return label if not start or start in label else f"{label} from {start}"
+
+
+def _label(chosen: Chosen, study: Study) -> str:
+    """How an arm is called in tables: its method and variant, its size where sizes differ."""
+    sizes = {arm.size or study.size for arm in study.arms}
+    words = [chosen.method.title, chosen.variant.replace("-", " "), chosen.size if len(sizes) > 1 else ""]
+    return " ".join(word for word in words if word)
+
+
+def _distinct(arms: list[PlannedArm]) -> list[PlannedArm]:
+    """Arms that differ only in their own values are told apart by their label, or a number."""
+    found: dict[str, PlannedArm] = {}
+    for arm in arms:
+        same = [other for other in found.values() if other.id.partition("#")[0] == arm.id]
+        if any(other.stages == arm.stages for other in same):
+            raise BenchError(f"two arms are the same: {arm.id}; give one of them another variant, size or values")
+        unique = f"{arm.id}#{len(same) + 1}" if same else arm.id
+        found[unique] = arm.model_copy(update={"id": unique})
+    return list(found.values())

@@ -1,0 +1,169 @@
+"""Where two arms answer differently: which images and which classes; and how well a model knows when it is right.
+
+Letters: N images, S seeds, B bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import bdtr
+
+from bench.reporting.analysis.comparisons import Comparison
+from bench.reporting.analysis.outcomes import Arm, Outcomes, label_of
+from bench.stats import bootstrap, intervals
+
+BINS = 15  # of confidence, equally wide; Guo et al., arXiv 1706.04599, section 5
+SHOWN = 8  # images of either kind
+
+
+class Flips(NamedTuple):
+    """Ids of images that only one of two arms, named by label, gets right: those of most seeds first."""
+
+    task: str
+    first: str
+    second: str
+    won: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
+def ece(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
+    """Expected calibration error in points: how far confidence is from accuracy, over bins weighted by images.
+
+    confidence: highest probability of every image (N,), in [0, 1]. Source: Guo et al., arXiv 1706.04599, equation 3.
+    """
+    of = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = np.bincount(of, confidence - right, BINS)  # (B,) images times (confidence - accuracy)
+    return 100 * float(np.abs(gaps).sum() / len(confidence))
+
+
+def calibration(outcomes: Outcomes) -> pd.DataFrame:
+    """How far the confidence of every arm is from its accuracy.
+
+    columns: task, arm, label, ece, ece_sd, confidence, seeds. ece and confidence are means over seeds in percent,
+    ece_sd the standard deviation over seeds.
+    """
+    rows = []
+    for arm in outcomes.arms.values():
+        known = [(one.confidence, one.hits[:, 0] > 0) for one in arm.seeds if one.confidence is not None]
+        if known:
+            found = intervals.spread([ece(confidence, right) for confidence, right in known])
+            sure = 100 * float(np.mean([confidence.mean() for confidence, _ in known]))
+            sd = float("nan") if found.sd is None else found.sd
+            rows.append((arm.planned.task, arm.planned.id, label_of(arm.planned), found.mean, sd, sure, len(known)))
+    return pd.DataFrame(rows, columns=["task", "arm", "label", "ece", "ece_sd", "confidence", "seeds"])
+
+
+def _right(arm: Arm) -> NDArray[np.float64]:
+    """Share of an arm's seeds that get each image right (N,)."""
+    return arm.counts().hits[:, :, 0].mean(0)
+
+
+def _pairs(comparison: Comparison) -> Iterator[tuple[Arm, Arm]]:
+    """Pairs that may be subtracted."""
+    arms = {score.arm.planned.id: score.arm for score in comparison.scores}
+    for found in comparison.differences:
+        if not found.conflicts:
+            yield arms[found.first], arms[found.second]
+
+
+def agreement(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """Percent of images that both, one or none of two arms gets right; mean over all pairs of their seeds."""
+    rows = []
+    for comparison in comparisons:
+        for first, second in _pairs(comparison):
+            if first.is_right_or_wrong and second.is_right_or_wrong:
+                one, other = _right(first), _right(second)
+                shares = [one * other, one * (1 - other), (1 - one) * other, (1 - one) * (1 - other)]
+                rows.append((*_names(comparison, first, second), *(100 * float(share.mean()) for share in shares)))
+    columns = ["task", "first", "second", "first_label", "second_label"]
+    return pd.DataFrame(rows, columns=[*columns, "both", "first_only", "second_only", "neither"])
+
+
+def _names(comparison: Comparison, first: Arm, second: Arm) -> tuple[str, ...]:
+    return (comparison.task, first.planned.id, second.planned.id, label_of(first.planned), label_of(second.planned))
+
+
+def disagreements(first: Arm, second: Arm) -> tuple[list[str], list[str]]:
+    """Ids of images that only the first, and only the second arm gets right; those of most seeds first."""
+    ahead = _right(first) - _right(second)
+    ids = np.array(first.seeds[0].ids)
+    order = np.argsort(-np.abs(ahead), kind="stable")
+    return ids[order[ahead[order] > 0]].tolist(), ids[order[ahead[order] < 0]].tolist()
+
+
+def flips(comparisons: Sequence[Comparison], most: int = SHOWN) -> list[Flips]:
+    """The images that the best arm of every task and each other one answer differently; `most` of either kind."""
+    found = []
+    for comparison in comparisons:
+        for best, other in _against_best(comparison):
+            if best.is_right_or_wrong:
+                won, lost = (tuple(ids[:most]) for ids in disagreements(best, other))
+                found.append(Flips(comparison.task, label_of(best.planned), label_of(other.planned), won, lost))
+    return found
+
+
+def _against_best(comparison: Comparison) -> Iterator[tuple[Arm, Arm]]:
+    """The best arm with each other one that may be subtracted from it."""
+    arms = [score.arm for score in comparison.ranked]
+    for other in arms[1:]:
+        if not comparison.between(arms[0].planned.id, other.planned.id).conflicts:
+            yield arms[0], other
+
+
+def classes(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """The best arm against every other one, class by class, largest loss first; Holm over the classes of a pair.
+
+    columns: task, first, second, first_label, second_label, class_index, class_name, images, first_score,
+    second_score, difference, p, p_adjusted. Accuracy: sign test on the images of the class. Areas: IoU, without p.
+    """
+    frames = [_classes(comparison, *pair) for comparison in comparisons for pair in _against_best(comparison)]
+    columns = ["task", "first", "second", "first_label", "second_label", "class_index", "class_name", "images",
+               "first_score", "second_score", "difference", "p", "p_adjusted"]  # fmt: skip
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _classes(comparison: Comparison, first: Arm, second: Arm) -> pd.DataFrame:
+    by_area = not first.is_right_or_wrong
+    if not by_area and first.seeds[0].labels is None:
+        return pd.DataFrame()
+    found = _areas(first, second) if by_area else _accuracies(first, second)
+    names = dict(zip(("task", "first", "second", "first_label", "second_label"),
+                     _names(comparison, first, second), strict=True))  # fmt: skip
+    known = first.seeds[0].classes
+    called = [known[k] if k < len(known) else str(k) for k in found["class_index"]]
+    found = found.assign(**names, class_name=called, difference=found["first_score"] - found["second_score"])
+    return found.sort_values(["difference", "class_index"], kind="stable")
+
+
+def _accuracies(first: Arm, second: Arm) -> pd.DataFrame:
+    """Accuracy of both arms on the images of each class, and the exact test of the images on which they differ."""
+    labels, images = np.unique(np.asarray(first.seeds[0].labels), return_inverse=True)
+    one, other = _right(first), _right(second)
+    often = np.bincount(images)
+    wins, losses = (np.bincount(images, ahead, len(labels)) for ahead in (one > other, one < other))
+    p = np.minimum(1.0, 2 * bdtr(np.minimum(wins, losses), (wins + losses).astype(int), 0.5))
+    return pd.DataFrame(
+        {"class_index": labels, "images": often, "first_score": 100 * np.bincount(images, one) / often,
+         "second_score": 100 * np.bincount(images, other) / often, "p": p, "p_adjusted": intervals.holm(p.tolist())}
+    )  # fmt: skip
+
+
+def _areas(first: Arm, second: Arm) -> pd.DataFrame:
+    """IoU of both arms in every class that occurs, mean over seeds."""
+    scores = []
+    for arm in (first, second):
+        counts = arm.counts()
+        hits, totals = counts.hits.sum(1), counts.totals.sum(1)  # (S, C)
+        scores.append(bootstrap.mean_ratio(hits[:, :, None], totals[:, :, None]).mean(0))
+    totals = first.counts().totals[0]
+    occurs = np.flatnonzero(totals.sum(0) > 0)
+    nothing = np.full(len(occurs), np.nan)
+    return pd.DataFrame(
+        {"class_index": occurs, "images": (totals > 0).sum(0)[occurs], "first_score": scores[0][occurs],
+         "second_score": scores[1][occurs], "p": nothing, "p_adjusted": nothing}
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""All that a report says, computed from the runs before anything is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.config.stage import Plan
+from bench.reporting import published
+from bench.reporting.analysis import certainty, claims, convergence, curves, tables
+from bench.reporting.analysis import disagreement as flips
+from bench.reporting.analysis import reproduction as verdicts
+from bench.reporting.analysis import summary as answer
+from bench.reporting.analysis.claims import Evidence
+from bench.reporting.analysis.comparability import Guard
+from bench.reporting.analysis.comparisons import Comparison, compare_arms
+from bench.reporting.analysis.departures import Notes, departures
+from bench.reporting.analysis.disagreement import Flips
+from bench.reporting.analysis.outcomes import Outcomes
+from bench.reporting.analysis.provenance import Provenance, provenance
+from bench.reporting.published import Published
+
+
+class Findings(NamedTuple):
+    """Numbers, sentences and sources of a study."""
+
+    outcomes: Outcomes
+    comparisons: list[Comparison]  # one for every task, in the order of the plan
+    notes: Notes
+    table: pd.DataFrame  # tables.main
+    extra: pd.DataFrame  # tables.extra
+    published: dict[str, list[Published]]  # by task
+    answer: dict[str, list[str]]  # by task, Markdown sentences
+    limits: list[str]
+    provenance: Provenance
+    measures: list[Comparison]  # by other scores of the same images: averaged weights, single heads
+    stability: pd.DataFrame  # certainty.stability
+    variance: pd.DataFrame  # certainty.variance
+    detectable: pd.DataFrame  # certainty.detectable
+    calibration: pd.DataFrame  # flips.calibration
+    classes: pd.DataFrame  # flips.classes
+    agreement: pd.DataFrame  # flips.agreement
+    flips: list[Flips]
+    fingerprints: pd.DataFrame  # guard.Guard.frame
+    verdicts: pd.DataFrame  # verdicts.verdicts
+    claims: list[Evidence]
+    convergence: pd.DataFrame  # curves.convergence
+    levels: pd.DataFrame  # convergence.levels
+    area: pd.DataFrame  # convergence.areas
+    crossings: pd.DataFrame  # convergence.crossings
+    matched: pd.DataFrame  # convergence.matched
+    pareto: pd.DataFrame  # convergence.pareto
+    reference_curves: pd.DataFrame  # curves.references
+    deviations: list[str]  # runs that are far from what others saw
+
+
+def find(plan: Plan, results: Path, allow: Sequence[str] = ()) -> Findings:
+    """Read the runs of `plan` under `results` and work out what they say.
+
+    allow: protocol keys that may differ between rows that are subtracted. BenchError for a claim that names no arm,
+    a link to no published row, or a key that there is not.
+    """
+    outcomes = Outcomes(plan, results)
+    guard, notes = Guard(outcomes, allow), departures(outcomes)
+    comparisons = [
+        compare_arms(task, outcomes.of_task(task), outcomes=outcomes, guard=guard) for task in outcomes.tasks
+    ]
+    path = published.locate(results)
+    rows = published.read(path) if path else ()
+    table, evidence = tables.main(outcomes, comparisons, notes), claims.evidence(outcomes, comparisons)
+    return Findings(
+        outcomes=outcomes,
+        comparisons=comparisons,
+        notes=notes,
+        table=table,
+        extra=tables.extra(outcomes),
+        published=_published(comparisons, outcomes, rows),
+        answer={comparison.task: answer.of_task(comparison, table) for comparison in comparisons},
+        limits=answer.limits(outcomes, comparisons, table, guard),
+        provenance=provenance(outcomes),
+        claims=evidence,
+        verdicts=verdicts.verdicts(outcomes, comparisons, guard, rows),
+        fingerprints=guard.frame(),
+        **_certainty(outcomes, guard, comparisons),
+        **_convergence(outcomes),
+    )
+
+
+def _certainty(outcomes: Outcomes, guard: Guard, comparisons: list[Comparison]) -> dict[str, Any]:
+    """How far the table can be trusted, and where the arms differ."""
+    return {
+        "measures": certainty.measures(outcomes, guard, comparisons),
+        "stability": certainty.stability(comparisons),
+        "variance": certainty.variance(comparisons),
+        "detectable": certainty.detectable(comparisons),
+        "calibration": flips.calibration(outcomes),
+        "classes": flips.classes(comparisons),
+        "agreement": flips.agreement(comparisons),
+        "flips": flips.flips(comparisons),
+    }
+
+
+def _convergence(outcomes: Outcomes) -> dict[str, Any]:
+    """Curves in numbers, and beside those of others."""
+    curve = curves.convergence(outcomes)
+    paths = convergence.paths(curve, outcomes)
+    return {
+        "convergence": curve,
+        "levels": convergence.levels(paths, outcomes.plan.study.levels),
+        "area": convergence.areas(paths),
+        "crossings": convergence.crossings(paths),
+        "matched": convergence.matched(paths),
+        "pareto": convergence.pareto(paths),
+        "reference_curves": curves.references(outcomes),
+        "deviations": curves.deviations(outcomes),
+    }
+
+
+def _published(
+    comparisons: list[Comparison], outcomes: Outcomes, rows: Sequence[Published]
+) -> dict[str, list[Published]]:
+    return {
+        comparison.task: published.for_task(
+            rows, comparison.task, comparison.metric, {a.planned.method for a in outcomes.of_task(comparison.task)}
+        )
+        for comparison in comparisons
+    }

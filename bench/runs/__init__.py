@@ -1,0 +1,1 @@
+"""Run folders on disk: the only truth about what was computed."""

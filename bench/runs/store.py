@@ -1,0 +1,78 @@
+"""Finding runs and plans under an output folder.
+
+<results>/runs/<kind>-<key12>/          a stage (run.py)
+<results>/studies/<study>/plan.json     what a study asked for
+<results>/reports/<study>/              what `bench compare` wrote
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.config.stage import Plan
+from bench.errors import BenchError, parse, unknown
+from bench.files import read_json, unwritable, write_atomic
+from bench.runs.run import Run
+
+
+def runs_folder(output: Path) -> Path:
+    """Where run folders lie; BenchError when nothing can be written there."""
+    folder = Path(output) / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    return folder
+
+
+def all_runs(output: Path) -> Iterator[Run]:
+    """Every run folder under `output`, by name."""
+    for path in sorted((Path(output) / "runs").glob("*/stage.json")):
+        yield Run(path.parent)
+
+
+def find_run(output: Path, name: str) -> Run:
+    """The run whose folder or key starts with `name`, or lies at that path; BenchError when none or several do."""
+    if (Path(name) / "stage.json").exists():
+        return Run(Path(name))
+    runs = list(all_runs(output))
+    found = [run for run in runs if name and any(part.startswith(name) for part in (run.root.name, _key12(run)))]
+    if len(found) > 1:
+        raise BenchError(f"{name!r} is short for {', '.join(run.root.name for run in found)}; write more of it")
+    if not found:
+        raise unknown("run", name, [run.root.name for run in runs])
+    return found[0]
+
+
+def _key12(run: Run) -> str:
+    return run.root.name.partition("-")[2]
+
+
+def save_plan(output: Path, plan: Plan) -> Path:
+    """Store a study's plan for `bench compare`, under <output>/studies/<name>/plan.json."""
+    name = plan.study.name
+    if not name or name != Path(name).name or name.startswith("."):
+        raise BenchError(f"a study cannot be called {name!r}: its folder will have that name")
+    path = Path(output) / "studies" / name / "plan.json"
+    write_atomic(path, plan.model_dump_json(indent=1))
+    return path
+
+
+def read_plan(output: Path, study: str) -> Plan:
+    """The plan that `bench run` stored; BenchError names the studies that have one."""
+    path = Path(output) / "studies" / study / "plan.json"
+    if not path.exists():
+        raise unknown("study that was run", study, studies(output))
+    try:
+        return parse(Plan, read_json(path), str(path))
+    except BenchError as error:
+        raise BenchError(f"{error}. `bench run {study}` of this version of bench plans it anew") from None
+
+
+def studies(output: Path) -> list[str]:
+    """Names of the studies that were run under `output`."""
+    return [path.parent.name for path in sorted((Path(output) / "studies").glob("*/plan.json"))]

@@ -1,0 +1,1 @@
+"""Statistics: intervals, tests, the bootstrap, variance components, power."""

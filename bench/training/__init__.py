@@ -1,0 +1,1 @@
+"""Training a stage: the worker, the loop, the optimiser step, checkpoints."""

@@ -1,0 +1,78 @@
+"""Networks with random parameters, ours and of other libraries, for the tests of checkpoints in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.checkpoints import conversion
+from bench.config.schema import Model, Recipe
+from bench.methods.classification import classify
+from bench.methods.masked_images import Recover
+from bench.methods.objective import Objective
+from bench.methods.segmentation import segment
+from bench.models.backbone import build
+
+CLASSES, WORDS = 7, 19
+SMALL: dict[str, Any] = {"width": 32, "depth": 4, "heads": 4, "image_size": 32, "patch_size": 8, "classes": CLASSES}
+TOLERANCE: dict[str, float] = {"atol": 1e-5, "rtol": 0}
+
+
+def tolerance(logits: Tensor) -> dict[str, float]:
+    """1e-5, for logits up to 10; random decoders answer with hundreds, of which float32 knows a millionth."""
+    return {"atol": 1e-5 * max(1.0, float(logits.abs().max()) / 10), "rtol": 0}
+
+
+def randomised(network: nn.Module, seed: int = 0) -> Any:
+    """The network with every floating tensor random, buffers too: nothing is 0, 1 or constant. In evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            draw = torch.randn(value.shape, generator=generator)
+            value.copy_(0.5 + draw.abs() if name.endswith("running_var") else 0.2 * draw + 1.0 * _is_norm(name))
+    return network.eval()
+
+
+def _is_norm(name: str) -> bool:
+    return "norm" in name and name.endswith(".weight")
+
+
+def pictures(model: Model) -> Tensor:
+    return torch.randn(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(1))
+
+
+def hidden(model: Model) -> Tensor:
+    """Which patches are hidden: about half of them."""
+    return torch.rand(2, model.grid**2, generator=torch.Generator().manual_seed(2)) < 0.5
+
+
+def network(model: Model, pool: str = "mean", purpose: str = "classify", *, representation: bool = False) -> Objective:
+    """One of our networks, random."""
+    if purpose == "segment":
+        return randomised(segment(model, Recipe(), ignore_label=255))
+    if purpose == "classify":
+        return randomised(classify(model, Recipe(pool=pool), representation=representation))
+    return randomised(Recover(build(model, hides=True), WORDS, everything=False))
+
+
+@torch.no_grad()
+def answers(objective: Objective, model: Model) -> Tensor:
+    """What a network of ours says of the pictures, or of the patches that are hidden from it."""
+    if isinstance(objective, Recover):
+        return objective.answers({"image": pictures(model), "hidden": hidden(model)})
+    return objective.predict({"image": pictures(model)})["logits"]
+
+
+def assert_same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def assert_whole(checkpoint: conversion.Checkpoint, expected: Objective) -> None:
+    """Everything was found, under our names, with nothing over, and gives the same answers."""
+    assert not checkpoint.report.missing + checkpoint.report.unexpected + checkpoint.report.resized
+    assert_same_state(checkpoint.state, expected.trainable_state())
+    again = answers(conversion.objective(checkpoint), checkpoint.model)
+    torch.testing.assert_close(again, answers(expected, checkpoint.model), **TOLERANCE)
