@@ -155,7 +155,7 @@ def test_only_the_room_of_methods_knows_them_by_name(room: str) -> None:
     from bench import methods
 
     knowing = {"checkpoints.formats", "models.backbone", "models.init"}  # networks and layouts are called after them
-    for module, path in MODULES.items():
+    for module in MODULES:
         if room_of(module) == room and not any(module.startswith(name) for name in knowing):
             imported = {name for name in own_imports(module) if name.startswith("methods.")}
             assert not imported & {f"methods.{method}" for method in methods.names()}, module

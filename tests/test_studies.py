@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small import ready
 
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.registry import places, read_study, study_files
 from bench.config.schema import Arm, Study
 from bench.errors import BenchError
@@ -37,7 +37,7 @@ def test_every_study_runs_at_toy_scale_to_its_report(name: str, results: Path) -
 
 def asked(**values: object) -> Request:
     study = {"name": "s", "tasks": ("imagenet1k",), "arms": (Arm(method="vit"),), **values}
-    return Request(study=Study(**study), places=places(), wishes=Wishes())  # type: ignore[arg-type]
+    return Request(study=Study(**study), places=places(), overrides=UserOverrides())  # type: ignore[arg-type]
 
 
 def test_a_toy_keeps_its_arms_apart_and_learns_from_embedded_pictures() -> None:

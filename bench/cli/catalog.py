@@ -10,7 +10,7 @@ from bench.cli.formatting import Row
 from bench.cli.render_run import run_row
 from bench.config.fidelity import as_published
 from bench.config.overrides import address, flatten
-from bench.config.precedence import Wishes, variants
+from bench.config.precedence import UserOverrides, variants
 from bench.config.registry import Places, places, read_task, study_files, study_from, task_files, task_from
 from bench.config.schema import Method, Overrides, Recipe, Study, Task
 from bench.config.stage import Data, Plan
@@ -69,7 +69,7 @@ def validate(path: Path, include: Sequence[Path]) -> str:
 
 def unlooked_plan(study: Study, where: Places) -> Plan:
     """The plan of a study as far as it can be known without looking at the data."""
-    return draw_up(Request(study=study, places=where, wishes=Wishes()), UNLOOKED).plan
+    return draw_up(Request(study=study, places=where, overrides=UserOverrides()), UNLOOKED).plan
 
 
 def _undescribed(dataset: str, split: str, *_: object, **__: object) -> Data:
@@ -92,8 +92,8 @@ def _check_task(task: Task, where: Places) -> None:
 
 
 def _check_overrides(values: Overrides, where: str) -> None:
-    unheard = set(values.methods) - set(methods.names())
-    for method in sorted(unheard):
+    unknown_methods = set(values.methods) - set(methods.names())
+    for method in sorted(unknown_methods):
         raise BenchError(f"{where}: {unknown('method', method, methods.names())}")
     for nested in (values.recipe, *values.methods.values()):
         _check_recipes(flatten(nested, where), where)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.cli.options import Machine, Selection, Weights
 from bench.config.overrides import from_environment, parse_set
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.registry import places, read_study, study_files, task_files
 from bench.config.schema import HUB, TRAINED, Arm, Study
 from bench.config.stage import Plan
@@ -33,7 +33,7 @@ def request(selection: Selection, output: Path = Path("results")) -> Request:
     asked = Request(
         study=_study(selection, where),
         places=where,
-        wishes=_wishes(selection),
+        overrides=_user_overrides(selection),
         roots=roots(selection.data_dir, task_files(where)),
         unlabelled=selection.unlabelled,
         max_unreadable=selection.max_unreadable,
@@ -163,10 +163,10 @@ def roots(texts: list[str], known: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _wishes(selection: Selection) -> Wishes:
+def _user_overrides(selection: Selection) -> UserOverrides:
     options = {}
     if selection.mixed_precision:
         if selection.mixed_precision not in PRECISIONS:
             raise BenchError(f"--mixed-precision {selection.mixed_precision}: write no, bf16, fp16 or auto")
         options = {f"{stage}.precision": PRECISIONS[selection.mixed_precision] for stage in TRAINED}
-    return Wishes(from_environment(os.environ), options, dict(parse_set(text) for text in selection.set))
+    return UserOverrides(from_environment(os.environ), options, dict(parse_set(text) for text in selection.set))

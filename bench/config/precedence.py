@@ -26,7 +26,7 @@ class Chosen(NamedTuple):
         return f"{self.method.name}:{self.variant}" if self.variant else self.method.name
 
 
-class Wishes(NamedTuple):
+class UserOverrides(NamedTuple):
     """Values from outside the files: 'finetune.lr' or 'beit.pretrain.lr' -> value."""
 
     environment: dict[str, Any] = {}  # noqa: RUF012
@@ -93,7 +93,7 @@ def stages_of_variant(chosen: Chosen) -> tuple[StageKind, ...]:
     return tuple(stages)
 
 
-def chosen_layers(chosen: Chosen, study: Study, task: Task, budget: str, wishes: Wishes) -> list[Layer]:
+def chosen_layers(chosen: Chosen, study: Study, task: Task, budget: str, user_overrides: UserOverrides) -> list[Layer]:
     """All that is laid over the published recipe, the last layer being the strongest."""
     method = chosen.method.name
     layers = [] if task.source else _of_task(task, method)
@@ -101,10 +101,10 @@ def chosen_layers(chosen: Chosen, study: Study, task: Task, budget: str, wishes:
         layers += _overrides(task.budgets[budget], method, f"budget {budget} of task {task.name}")
     layers += _overrides(study, method, f"study {study.name}")
     layers += [
-        Layer("environment", addressed(wishes.environment, chosen)),
+        Layer("environment", addressed(user_overrides.environment, chosen)),
         Layer(f"arm of study {study.name}", addressed(chosen.arm.set, chosen)),
-        Layer("command line", addressed(wishes.options, chosen)),
-        Layer("--set", addressed(wishes.sets, chosen)),
+        Layer("command line", addressed(user_overrides.options, chosen)),
+        Layer("--set", addressed(user_overrides.sets, chosen)),
     ]
     return layers
 

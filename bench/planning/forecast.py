@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.schema import TRAINED
 from bench.config.stage import Plan, Stage, digest
 from bench.errors import BenchError
@@ -95,9 +95,10 @@ def probe(request: Request, walk: Callable[[Plan, Path], Outcome]) -> Speeds:
     batches = [stage.recipe.batch_size for stage in plan.stages.values() if stage.recipe]
     short = {"epochs": 1, "warmup_epochs": 0, "warmup_steps": 0, "eval_every_epochs": 0, "checkpoint_every_epochs": 0}
     options = {f"{kind}.{name}": value for kind in TRAINED for name, value in short.items()}
-    wishes = request.wishes._replace(sets=_without(request.wishes, short), options=request.wishes.options | options)
+    asked = request.overrides
+    overrides = asked._replace(sets=_without(asked, short), options=asked.options | options)
     study = request.study.model_copy(update={"seeds": request.study.seeds[:1], "name": "probe"})
-    shortened = request._replace(study=study, wishes=wishes, limit=float(PROBE_STEPS * max(batches)))
+    shortened = request._replace(study=study, overrides=overrides, limit=float(PROBE_STEPS * max(batches)))
     with tempfile.TemporaryDirectory(prefix="bench-probe-") as folder:
         outcome = walk(make_plan(shortened), Path(folder))
         if outcome.exit_code:
@@ -106,6 +107,6 @@ def probe(request: Request, walk: Callable[[Plan, Path], Outcome]) -> Speeds:
         return speeds(Path(folder))
 
 
-def _without(wishes: Wishes, names: Mapping[str, Any]) -> dict[str, Any]:
+def _without(overrides: UserOverrides, names: Mapping[str, Any]) -> dict[str, Any]:
     """--set values other than those that a probe decides itself."""
-    return {address: value for address, value in wishes.sets.items() if address.rpartition(".")[2] not in names}
+    return {address: value for address, value in overrides.sets.items() if address.rpartition(".")[2] not in names}

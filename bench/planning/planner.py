@@ -45,7 +45,7 @@ def draw_up(request: Request, sight: Sight = Sight()) -> Drawn:  # noqa: B008 - 
     """As `make_plan`, keeping who wrote what. A check that needs no data brings its own `sight`."""
     planner = _Planner(request, sight)
     arms = [planner.arm(arm, task) for arm in request.study.arms for task in _tasks(request.study, arm)]
-    planner.refuse_unheard()
+    planner.check_all_overrides_used()
     planned = _distinct(arms)
     return Drawn(Plan(study=request.study, arms=tuple(planned), stages=planner.stages), planner.histories)
 
@@ -85,7 +85,7 @@ class _Planner:
         self.request = request
         self.stages: dict[str, Stage] = {}
         self.histories: dict[str, History] = {}
-        self.heard: set[str] = set()  # the wishes that reached a stage
+        self.used_overrides: set[str] = set()  # those that reached a stage
         self.sight = sight
         self._seen: dict[tuple[str, Role], Data] = {}
         self._tasks: dict[str, Task] = {}
@@ -182,7 +182,7 @@ class _Planner:
         departures = settled.departures() if link.kind in chosen.method.recipe else {}
         recipe, start = self.begins(settled, before)
         data = self.data(link)
-        self._listen(chosen, link.kind)
+        self._note_used_overrides(chosen, link.kind)
         is_segmentation = link.task.kind == "segmentation" and link.kind == "finetune"
         model = settled.model(
             classes=self.classes(link.task) if link.kind in LABELLED else 0,
@@ -219,7 +219,7 @@ class _Planner:
         """All that was written for a stage, and who wrote it."""
         budget = budget_of(chosen.arm, self.request.study, link.task)
         published = published_layers(chosen, link.task)
-        over = chosen_layers(chosen, self.request.study, link.task, budget, self.request.wishes)
+        over = chosen_layers(chosen, self.request.study, link.task, budget, self.request.overrides)
         from_files(over, chosen.method)
         history = settle(link.kind, [*published, *over], published=len(published))
         return Settled(f"{chosen.name}, {link.kind}", link.kind, history)
@@ -240,20 +240,20 @@ class _Planner:
         }
         return trained.model_copy(update=changes)
 
-    def _listen(self, chosen: Chosen, kind: StageKind) -> None:
-        """Remember which wishes reach this stage."""
-        wishes = self.request.wishes
-        for text in (*wishes.environment, *wishes.options, *wishes.sets):
+    def _note_used_overrides(self, chosen: Chosen, kind: StageKind) -> None:
+        """Remember which overrides reach this stage."""
+        overrides = self.request.overrides
+        for text in (*overrides.environment, *overrides.options, *overrides.sets):
             place = address(text, methods=methods.names())
             fits = place.part != "options" or place.name in chosen.method.options.get(place.stage, {})
             if place.method in ("", chosen.method.name, chosen.name) and place.stage in ("model", kind) and fits:
-                self.heard.add(text)
+                self.used_overrides.add(text)
 
-    def refuse_unheard(self) -> None:
+    def check_all_overrides_used(self) -> None:
         """BenchError for a --set or BENCH_ value that reached no stage."""
-        wishes = self.request.wishes
-        for text in (*wishes.sets, *wishes.environment):
-            if text not in self.heard:
+        overrides = self.request.overrides
+        for text in (*overrides.sets, *overrides.environment):
+            if text not in self.used_overrides:
                 raise BenchError(f"{text!r} was set, but no stage has it; the stages are {_kinds(self.stages)}")
 
     def task(self, name: str) -> Task:

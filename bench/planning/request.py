@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.registry import Places
 from bench.config.schema import Scalar, Study
 from bench.config.stage import Data, Start
@@ -21,7 +21,7 @@ class Request(NamedTuple):
 
     study: Study
     places: Places
-    wishes: Wishes = Wishes()
+    overrides: UserOverrides = UserOverrides()
     roots: Mapping[str, str] = {}
     unlabelled: str = ""
     max_unreadable: int = 0

@@ -193,6 +193,8 @@ def test_what_is_nowhere_is_named_with_all_that_could_be_written(tmp_path):
 
 def test_nothing_heavy_is_loaded_to_find_a_file(tmp_path):
     path = weights(tmp_path / "a.safetensors")
-    code = f"import sys; from bench.locate import locate; locate({str(path)!r}); print('torch' in sys.modules)"
+    code = (
+        f"import sys; from bench.checkpoints.locate import locate; locate({str(path)!r}); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

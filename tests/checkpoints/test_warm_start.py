@@ -16,7 +16,7 @@ from bench.checkpoints.locate import IMPORTED, OURS, locate
 from bench.checkpoints.warm_start import check_starts
 from bench.cli.app import app
 from bench.cli.catalog import UNLOOKED
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.registry import places
 from bench.config.schema import Arm, Model, Study
 from bench.config.stage import Plan, Stage
@@ -52,8 +52,8 @@ def pretrained(folder: Path, model: Model = PLUS, seed: int = 0) -> Path:
 
 def plan(method: str = "data2vec", *, study: dict[str, Any] | None = None, **sets: Any) -> Plan:
     body = {"name": "s", "tasks": ("demo",), "size": "nano", "arms": (Arm(method=method),), **(study or {})}
-    wishes = Wishes(sets={name.replace("__", "."): value for name, value in sets.items()})
-    return make_plan(Request(Study(**body), places(), wishes))
+    user_overrides = UserOverrides(sets={name.replace("__", "."): value for name, value in sets.items()})
+    return make_plan(Request(Study(**body), places(), user_overrides))
 
 
 def kinds(planned: Plan) -> list[str]:
@@ -76,7 +76,7 @@ def small(folder: Path, method: str, only: str, **values: Any) -> dict[str, Any]
     if method == "deit":
         sets["teacher.model.trunk"] = "timm:resnet10t"
     study = Study(name="small", arms=(Arm(method=method),), tasks=("small",), size="nano")
-    return prepared(folder, make_plan(Request(study, (folder / "tasks",), Wishes(sets=sets))))
+    return prepared(folder, make_plan(Request(study, (folder / "tasks",), UserOverrides(sets=sets))))
 
 
 def test_the_stages_that_the_weights_replace_are_left_out(tmp_path):
@@ -122,7 +122,7 @@ def test_any_file_may_name_the_weights(tmp_path):
         (tmp_path / "mine.toml").write_text(task)
         mine = Study(name="s", tasks=("mine",), size="nano", budget=budget, arms=(Arm(method="data2vec"),))
         start = the(
-            make_plan(Request(mine, places([tmp_path]), Wishes(sets={"finetune.batch_size": 16}))), "finetune"
+            make_plan(Request(mine, places([tmp_path]), UserOverrides(sets={"finetune.batch_size": 16}))), "finetune"
         ).start
         assert start is not None
         assert start.digest == locate(source).digest

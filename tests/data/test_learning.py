@@ -8,7 +8,7 @@ import pytest
 from layouts import ADE20K, CIFAR, CLASSES, IMAGENET
 from small import CLASSIFY, prepared
 
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
 from bench.errors import BenchError
@@ -70,7 +70,7 @@ def plan_of(home: Path, data: Path, task: dict, method: str = "data2vec", **valu
     sets |= {"pretrain.batch_size": 8, "finetune.batch_size": 3, **values}
     sets |= {"finetune.mixup": 0.0, "finetune.cutmix": 0.0}
     study = Study(name="small", arms=(Arm(method=method),), tasks=("real",), size="nano")
-    return make_plan(Request(study=study, places=(home,), wishes=Wishes(sets=sets), roots={"": str(data)}))
+    return make_plan(Request(study=study, places=(home,), overrides=UserOverrides(sets=sets), roots={"": str(data)}))
 
 
 def learned(home: Path, data: Path, task: dict) -> tuple[dict, pd.DataFrame]:
@@ -140,5 +140,5 @@ def test_a_folder_given_for_one_task_serves_another_on_the_same_published_data(h
     sets = {"supervised.batch_size": 4, "finetune.batch_size": 4}
     sets |= {f"{kind}.{name}": 0 for kind in ("supervised", "finetune") for name in ("warmup_steps", "warmup_epochs")}
     roots = {"published": str(IMAGENET["shards"](tmp_path))}
-    plan = make_plan(Request(study=study, places=(home,), wishes=Wishes(sets=sets), roots=roots))
+    plan = make_plan(Request(study=study, places=(home,), overrides=UserOverrides(sets=sets), roots=roots))
     assert {stage.data["val"].root for stage in plan.stages.values()} == set(roots.values())

@@ -10,7 +10,7 @@ import timm
 import torch
 from layouts import jpeg, write
 
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.schema import Arm, Protocol, Study
 from bench.config.stage import Data
 from bench.data import splits
@@ -254,7 +254,7 @@ def planned(task: str, seen: dict | None = None, **sets):
 
     roots = {"imagenet1k": "/data/imagenet"}
     study = Study(name="s", arms=(Arm(method="deit", size="tiny"),), tasks=(task,))
-    request = Request(study=study, places=(TASKS,), roots=roots, wishes=Wishes(sets=sets))
+    request = Request(study=study, places=(TASKS,), roots=roots, overrides=UserOverrides(sets=sets))
     return draw_up(request, Sight(describe, lambda *_: 1000)).plan
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.registry import places
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
@@ -35,8 +35,8 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def small_plan(*methods: str) -> Plan:
     arms = tuple(Arm(method=method) for method in methods or ("vit",))
-    wishes = Wishes(sets={"supervised.batch_size": 50})
-    return make_plan(Request(Study(name="l", tasks=("demo",), size="nano", arms=arms), places(), wishes))
+    user_overrides = UserOverrides(sets={"supervised.batch_size": 50})
+    return make_plan(Request(Study(name="l", tasks=("demo",), size="nano", arms=arms), places(), user_overrides))
 
 
 def test_a_cpu_is_shared_by_as_many_stages_as_the_plan_can_use(monkeypatch: pytest.MonkeyPatch) -> None:

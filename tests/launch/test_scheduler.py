@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.progress import Plain
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.registry import places
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
@@ -43,14 +43,15 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(*methods: str, seeds: tuple[int, ...] = (0,), name: str = "walk") -> Plan:
     arms = tuple(Arm(method=method) for method in methods)
     study = Study(name=name, tasks=("demo",), size="nano", seeds=seeds, arms=arms)
-    return make_plan(Request(study, places(), Wishes(sets={k: v for k, v in NUMBERS.items() if _has(methods, k)})))
+    overrides = UserOverrides(sets={k: v for k, v in NUMBERS.items() if _has(methods, k)})
+    return make_plan(Request(study, places(), overrides))
 
 
 def _has(methods: tuple[str, ...], address: str) -> bool:
     return address.startswith("supervised") or "deit" in methods
 
 
-class Heard(Plain):
+class RecordingWatcher(Plain):
     """Keeps the lines instead of printing them."""
 
     def __init__(self) -> None:
@@ -61,8 +62,8 @@ class Heard(Plain):
         return sum(line.startswith(word) for line in self.lines)
 
 
-def walk(plan: Plan, output: Path, heard: Heard | None = None, **options: object) -> Outcome:
-    return run_plan(plan, output, CPU, heard or Heard(), worker="pretend_worker", **options)  # type: ignore[arg-type]
+def walk(plan: Plan, output: Path, watcher: RecordingWatcher | None = None, **options: object) -> Outcome:
+    return run_plan(plan, output, CPU, watcher or RecordingWatcher(), worker="pretend_worker", **options)  # type: ignore[arg-type]
 
 
 def run_of(plan: Plan, output: Path, kind: str, method: str) -> Run:
@@ -107,16 +108,16 @@ def test_a_finished_plan_is_not_run_again(tmp_path: Path) -> None:
     first = walk(plan, tmp_path)
     assert (first.exit_code, set(first.fates.values())) == (0, {"done"})
     assert read_plan(tmp_path, "walk") == plan
-    heard = Heard()
-    assert walk(plan, tmp_path, heard).exit_code == 0
-    assert heard.count("start") == 0
+    watcher = RecordingWatcher()
+    assert walk(plan, tmp_path, watcher).exit_code == 0
+    assert watcher.count("start") == 0
     assert len(run_of(plan, tmp_path, "supervised", "vit").attempts()) == 1
 
 
 def test_a_failure_stops_only_what_depends_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRETEND_FAIL", "teacher demo")
-    plan, heard = planned("vit", "deit"), Heard()
-    outcome = walk(plan, tmp_path, heard)
+    plan, watcher = planned("vit", "deit"), RecordingWatcher()
+    outcome = walk(plan, tmp_path, watcher)
     fates = {(stage.method, stage.kind): outcome.fates[key] for key, stage in plan.stages.items()}
     assert fates == {
         ("vit", "supervised"): "done",
@@ -126,7 +127,7 @@ def test_a_failure_stops_only_what_depends_on_it(tmp_path: Path, monkeypatch: py
         ("deit", "evaluate"): "blocked",
     }
     assert outcome.exit_code == 1
-    (told,) = [line for line in heard.lines if line.startswith("failed")]
+    (told,) = [line for line in watcher.lines if line.startswith("failed")]
     assert "diverged at step 3" in told
     assert "the loss is not a number" in told
     assert "stderr.log" in told
@@ -171,19 +172,18 @@ def test_a_missing_output_is_made_again(tmp_path: Path) -> None:
     assert walk(plan, tmp_path).exit_code == 0
     evaluation = run_of(plan, tmp_path, "evaluate", "vit")
     evaluation.path("final", "model.safetensors").unlink()
-    heard = Heard()
-    assert walk(plan, tmp_path, heard).exit_code == 0
-    assert [line.split()[1] for line in heard.lines if line.startswith("start")] == ["evaluate"]
+    watcher = RecordingWatcher()
+    assert walk(plan, tmp_path, watcher).exit_code == 0
+    assert [line.split()[1] for line in watcher.lines if line.startswith("start")] == ["evaluate"]
 
 
 CHILD = """
 import sys
 from pathlib import Path
-from bench.progress import Plain
-from bench.run import run_plan
+from bench.cli.progress import Plain
+from bench.launch.scheduler import run_plan
 from bench.launch.local import Execution
-from bench.layers import Wishes
-from bench.spec import Plan
+from bench.config.stage import Plan
 plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
 watcher = Plain(lambda line: print(line, flush=True), 0.2)
 outcome = run_plan(plan, Path(sys.argv[2]), Execution(devices="cpu"), watcher, worker="pretend_worker")
@@ -229,18 +229,18 @@ def test_two_walks_at_once_share_the_work(tmp_path: Path) -> None:
     plan = planned("vit", "vit:strong")
     first = start(plan, tmp_path, seconds=2)
     wait_for(lambda: any(Run(path.parent).holder() for path in tmp_path.glob("runs/*/lease.json")))
-    heard = Heard()
-    assert walk(plan, tmp_path, heard).exit_code == 0
+    watcher = RecordingWatcher()
+    assert walk(plan, tmp_path, watcher).exit_code == 0
     first.communicate(timeout=60)
     assert first.returncode == 0
-    assert heard.count("wait") >= 1
+    assert watcher.count("wait") >= 1
     for stage in plan.stages.values():
         assert len(Run(tmp_path / "runs" / stage.folder).attempts()) == 1
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_would(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"50 does not divide among 3 processes; it does among 1, 2, 5, 10, 25, 50"):
-        run_plan(planned("vit"), tmp_path, CPU._replace(num_processes=3), Heard())
+        run_plan(planned("vit"), tmp_path, CPU._replace(num_processes=3), RecordingWatcher())
 
 
 def test_an_unwritable_output_folder_is_named(tmp_path: Path) -> None:
@@ -251,8 +251,9 @@ def test_an_unwritable_output_folder_is_named(tmp_path: Path) -> None:
 
 def test_lines_are_written_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRETEND_SECONDS", "1")
-    heard, before = Heard(), set(threading.enumerate())  # a library that other tests used may keep a thread of its own
-    walk(planned("vit"), tmp_path, heard)
-    assert heard.lines[0] == "walk: 2 stages, 0 of them are done already"
-    assert any("step" in line and "100 images/s, loss 1.5" in line for line in heard.lines)
+    watcher = RecordingWatcher()
+    before = set(threading.enumerate())  # a library that other tests used may keep a thread of its own
+    walk(planned("vit"), tmp_path, watcher)
+    assert watcher.lines[0] == "walk: 2 stages, 0 of them are done already"
+    assert any("step" in line and "100 images/s, loss 1.5" in line for line in watcher.lines)
     assert set(threading.enumerate()) <= before

@@ -8,7 +8,7 @@ import pytest
 from bench import methods
 from bench.cli.catalog import UNLOOKED, validate
 from bench.config.overrides import address, from_environment, parse_set, parse_value
-from bench.config.precedence import Wishes, variants
+from bench.config.precedence import UserOverrides, variants
 from bench.config.registry import places, read_study, read_task, study_files, task_files
 from bench.config.resolve import steps_of
 from bench.config.schema import Arm, Study
@@ -45,9 +45,9 @@ def folder(tmp_path: Path) -> Path:
 
 def request(folder: Path | None = None, **values: Any) -> Request:
     given = {"name": "s", "tasks": ("demo",), "size": "nano", "arms": (Arm(method="vit"),), **values}
-    wishes = given.pop("wishes", Wishes())
+    overrides = given.pop("overrides", UserOverrides())
     extra = {name: given.pop(name) for name in ("limit", "roots", "unlabelled") if name in given}
-    return Request(Study(**given), places([folder] if folder else []), wishes, **extra)
+    return Request(Study(**given), places([folder] if folder else []), overrides, **extra)
 
 
 def arms(*names: str) -> tuple[Arm, ...]:
@@ -60,8 +60,8 @@ def only(plan: Plan, kind: str, method: str = "") -> Stage:
     return found[0]
 
 
-def supervised(folder: Path, wishes: Wishes = Wishes(), **values: Any) -> Stage:  # noqa: B008
-    return only(make_plan(request(folder, tasks=("mine",), wishes=wishes, **values)), "supervised")
+def supervised(folder: Path, overrides: UserOverrides = UserOverrides(), **values: Any) -> Stage:  # noqa: B008
+    return only(make_plan(request(folder, tasks=("mine",), overrides=overrides, **values)), "supervised")
 
 
 def recipe(stage: Stage) -> Any:
@@ -78,7 +78,7 @@ def test_each_layer_wins_over_those_before_it(folder: Path) -> None:
     assert recipe(supervised(folder, budget="short")).lr == 0.5
     study = {"budget": "short", "recipe": {"supervised": {"epochs": 9}}}
     assert recipe(supervised(folder, **study)).epochs == 9
-    environment = Wishes(environment={"supervised.epochs": 8})
+    environment = UserOverrides(environment={"supervised.epochs": 8})
     assert recipe(supervised(folder, environment, **study)).epochs == 8
     arm = (Arm(method="vit", set={"supervised.epochs": 7}),)
     assert recipe(supervised(folder, environment, arms=arm, **study)).epochs == 7
@@ -87,8 +87,8 @@ def test_each_layer_wins_over_those_before_it(folder: Path) -> None:
 
 
 def test_every_value_remembers_where_it_is_from(folder: Path) -> None:
-    wishes = Wishes(environment={"supervised.lr": 0.1}, sets={"vit.supervised.weight_decay": 0.2})
-    stage = supervised(folder, wishes)
+    overrides = UserOverrides(environment={"supervised.lr": 0.1}, sets={"vit.supervised.weight_decay": 0.2})
+    stage = supervised(folder, overrides)
     assert "P-ViT" in stage.origins["recipe.clip_grad"]
     assert stage.origins["recipe.epochs"] == "task mine"
     assert stage.origins["recipe.lr"] == "environment"
@@ -98,7 +98,8 @@ def test_every_value_remembers_where_it_is_from(folder: Path) -> None:
 
 
 def test_a_value_is_explained_from_first_to_last(folder: Path) -> None:
-    drawn = draw_up(request(folder, tasks=("mine",), budget="short", wishes=Wishes(sets={"supervised.epochs": 6})))
+    overrides = UserOverrides(sets={"supervised.epochs": 6})
+    drawn = draw_up(request(folder, tasks=("mine",), budget="short", overrides=overrides))
     ((kind, method, written),) = explain(drawn, "supervised.epochs")
     assert (kind, method) == ("supervised", "vit")
     assert [(w.value, w.published) for w in written] == [(300, True), (20, False), (10, False), (6, False)]
@@ -198,24 +199,24 @@ def test_a_limit_marks_the_result_and_changes_its_key() -> None:
 
 
 def test_evaluating_more_often_is_the_same_stage(folder: Path) -> None:
-    often = supervised(folder, Wishes(sets={"supervised.eval_every_epochs": 3}))
+    often = supervised(folder, UserOverrides(sets={"supervised.eval_every_epochs": 3}))
     assert often.key == supervised(folder).key
     assert often.departures == supervised(folder).departures
 
 
 def test_steps_leave_out_an_incomplete_batch(folder: Path) -> None:
-    stage = supervised(folder, Wishes(sets={"supervised.batch_size": 60, "supervised.epochs": 2.5}))
+    stage = supervised(folder, UserOverrides(sets={"supervised.batch_size": 60, "supervised.epochs": 2.5}))
     assert steps_of(stage) == 20  # 500 // 60 = 8 steps in an epoch
 
 
 def test_a_recipe_may_count_in_steps_and_whoever_counts_in_epochs_later_means_epochs(folder: Path) -> None:
-    stage = supervised(folder, Wishes(sets={"supervised.steps": 35}))
+    stage = supervised(folder, UserOverrides(sets={"supervised.steps": 35}))
     assert (steps_of(stage), recipe(stage).epochs) == (35, 3.5)  # of 10 steps each
     by_file = (folder / "mine.toml").read_text().replace("epochs = 20", "steps = 35")
     (folder / "mine.toml").write_text(by_file)
     assert steps_of(supervised(folder)) == 35
     assert steps_of(supervised(folder, budget="short")) == 100
-    assert steps_of(supervised(folder, Wishes(sets={"supervised.epochs": 2}))) == 20
+    assert steps_of(supervised(folder, UserOverrides(sets={"supervised.epochs": 2}))) == 20
 
 
 def test_a_task_whose_recipes_are_the_papers_departs_from_nothing(folder: Path) -> None:
@@ -253,7 +254,7 @@ def test_a_task_whose_recipes_are_the_papers_departs_from_nothing(folder: Path) 
 )
 def test_a_value_that_cannot_be_is_refused_with_what_would(folder: Path, sets: dict[str, Any], said: str) -> None:
     with pytest.raises(BenchError, match=said):
-        supervised(folder, Wishes(sets=sets))
+        supervised(folder, UserOverrides(sets=sets))
 
 
 @pytest.mark.parametrize(
@@ -333,7 +334,7 @@ def test_an_open_precision_is_decided_by_the_machine(
     folder: Path, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
 ) -> None:
     monkeypatch.setattr("bench.config.resolve.computes_in_bf16", lambda: native)
-    stage = supervised(folder, Wishes(sets={"supervised.precision": "auto"}))
+    stage = supervised(folder, UserOverrides(sets={"supervised.precision": "auto"}))
     assert stage.recipe is not None
     assert stage.recipe.precision == precision
     assert stage.departures.get("recipe.precision") == (None if native else ("bf16", "fp32"))

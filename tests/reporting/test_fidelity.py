@@ -10,7 +10,7 @@ from compare_tree import Tree, build
 from bench import methods
 from bench.cli.catalog import UNLOOKED, rows
 from bench.config import fidelity
-from bench.config.precedence import Wishes, variants
+from bench.config.precedence import UserOverrides, variants
 from bench.config.registry import places
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan, PlannedArm
@@ -34,7 +34,7 @@ def published(method: str, task: str = "imagenet1k", **changes: Any) -> PlannedA
 
 def on_demo(*names: str, limit: float | None = None, **sets: Any) -> Plan:
     study = Study(name="here", arms=tuple(Arm(method=name) for name in names), tasks=("demo",), size="nano")
-    return make_plan(Request(study=study, places=places(), wishes=Wishes(sets=sets), limit=limit))
+    return make_plan(Request(study=study, places=places(), overrides=UserOverrides(sets=sets), limit=limit))
 
 
 @pytest.mark.parametrize(("method", "variant"), EVERY)

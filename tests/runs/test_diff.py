@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.render_run import differing_text
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.registry import places
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
@@ -20,7 +20,7 @@ from bench.runs.store import save_plan
 
 def planned(output: Path, *given: Arm, tasks: tuple[str, ...] = ("demo",), **sets: object) -> Plan:
     study = Study(name="s", tasks=tasks, size="nano", arms=given)
-    plan = make_plan(Request(study, places(), Wishes(sets={k.replace("__", "."): v for k, v in sets.items()})))
+    plan = make_plan(Request(study, places(), UserOverrides(sets={k.replace("__", "."): v for k, v in sets.items()})))
     save_plan(output, plan)
     return plan
 

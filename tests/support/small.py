@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.config.precedence import Wishes
+from bench.config.precedence import UserOverrides
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan, Stage
 from bench.launch import local
@@ -59,7 +59,7 @@ def small_plan(folder: Path, method: str, *, task: str = "small", only: str = ""
     if method.startswith("beit"):
         sets |= {"tokenizer.options.words": 32, "tokenizer.options.width": 32}
     study = Study(name="small", arms=(Arm(method=method),), tasks=(task,), size="nano")
-    return make_plan(Request(study=study, places=(tasks,), wishes=Wishes(sets=sets)))
+    return make_plan(Request(study=study, places=(tasks,), overrides=UserOverrides(sets=sets)))
 
 
 def prepared(folder: Path, plan: Plan, *, processes: int = 1, micro: int | None = None) -> dict[str, Run]:
