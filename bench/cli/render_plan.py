@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.cli.formatting import Row, aligned, short, shown
 from bench.cli.progress import duration, name_of
-from bench.config.overrides import Written
+from bench.config.overrides import Assignment
 from bench.config.stage import Plan, Stage
 from bench.planning.forecast import Forecast
 from bench.planning.planner import Drawn
@@ -110,12 +110,12 @@ def departures(plan: Plan) -> list[Row]:
     return list(found.values())
 
 
-def explained(found: Iterable[tuple[str, str, list[Written]]]) -> str:
+def explained(found: Iterable[tuple[str, str, list[Assignment]]]) -> str:
     """Who wrote a value, in order; the last one holds."""
     lines = []
-    for kind, method, written in found:
-        lines.append(f"{method}, {kind}: {shown(written[-1].value)}")
-        lines += [f"  {shown(value)}  {origin}{' (published)' if p else ''}" for value, origin, p in written]
+    for kind, method, assignments in found:
+        lines.append(f"{method}, {kind}: {shown(assignments[-1].value)}")
+        lines += [f"  {shown(value)}  {origin}{' (published)' if p else ''}" for value, origin, p in assignments]
     return "\n".join(lines)
 
 

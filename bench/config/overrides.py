@@ -34,7 +34,7 @@ class Layer(NamedTuple):
         return self.sources.get(address) or self.sources.get(stage) or self.origin
 
 
-class Written(NamedTuple):
+class Assignment(NamedTuple):
     """A value and where it was written."""
 
     value: Any
@@ -126,18 +126,18 @@ def parse_value(text: str) -> Any:
         return text.strip()
 
 
-def settle(kind: StageKind, layers: Iterable[Layer], published: int) -> dict[str, list[Written]]:
+def merge_layers(kind: StageKind, layers: Iterable[Layer], published: int) -> dict[str, list[Assignment]]:
     """All that was written for a stage, by inner address ('recipe.lr'), in order: the last one holds.
 
     published: how many of the layers, from the first, make the method's published recipe.
     """
-    history: dict[str, list[Written]] = {}
+    history: dict[str, list[Assignment]] = {}
     for number, layer in enumerate(layers):
         for text, value in sorted(layer.values.items(), key=lambda item: not item[0].startswith("model.")):
             _, stage, part, name = address(text)
             if stage == kind or (stage == "model" and (kind not in APART or text in SHARED)):
-                written = Written(value, layer.origin_of(text), number < published)
-                history.setdefault(f"{part}.{name}", []).append(written)
+                assignment = Assignment(value, layer.origin_of(text), number < published)
+                history.setdefault(f"{part}.{name}", []).append(assignment)
                 if text == f"{kind}.epochs" and f"{kind}.steps" not in layer.values and "recipe.steps" in history:
-                    history["recipe.steps"].append(written._replace(value=0))  # who counts in epochs means them
+                    history["recipe.steps"].append(assignment._replace(value=0))  # who counts in epochs means them
     return history

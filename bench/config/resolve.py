@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench.config.overrides import APART, Written
+from bench.config.overrides import APART, Assignment
 from bench.config.schema import Model, Protocol, Recipe, Scalar, StageKind, Task
 from bench.config.stage import COSMETIC, Stage
 from bench.environment import computes_in_bf16
 from bench.errors import BenchError, parse
 
 HALF = (0.5, 0.5, 0.5)
-History = dict[str, list[Written]]  # inner address -> all that was written there, the last one holds
 
 
-class Settled(NamedTuple):
+class ResolvedConfig(NamedTuple):
     """What was written for a stage, read as its model, recipe and options."""
 
     where: str
     kind: StageKind
-    history: History
+    assignments: dict[str, list[Assignment]]  # inner address -> all that was assigned there; the last one holds
 
     def values(self, part: str, published: bool = False) -> dict[str, Any]:
         """The values of a part that hold, or that the published recipe has."""
-        found = {}
-        for place, written in self.history.items():
-            kept = [w for w in written if w.published] if published else written
-            if place.startswith(f"{part}.") and kept:
-                found[place.partition(".")[2]] = kept[-1].value
-        return found
+        values = {}
+        for place, assignments in self.assignments.items():
+            counted = [a for a in assignments if a.published] if published else assignments
+            if place.startswith(f"{part}.") and counted:
+                values[place.partition(".")[2]] = counted[-1].value
+        return values
 
     def recipe(self, published: bool = False) -> Recipe:
         """The training recipe, in a precision that the machine has where the recipe leaves that open."""
@@ -42,7 +41,7 @@ class Settled(NamedTuple):
         """The method's own numbers, in the type of the published ones."""
         defaults = self.values("options", published=True)
         return {
-            name: like(defaults[name], value, f"{self.where}: options.{name}")
+            name: coerce(defaults[name], value, f"{self.where}: options.{name}")
             for name, value in sorted(self.values("options").items())
         }
 
@@ -67,7 +66,7 @@ class Settled(NamedTuple):
         return found
 
 
-def like(default: Any, value: Any, where: str) -> Any:
+def coerce(default: Any, value: Any, where: str) -> Any:
     """`value` in the type of `default`; BenchError when it is of another."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -85,7 +84,7 @@ def steps_of(stage: Stage) -> int:
     return max(1, round(stage.recipe.epochs * per_epoch)) if per_epoch else 0
 
 
-def lengthened(recipe: Recipe, images: int) -> Recipe:
+def with_epochs(recipe: Recipe, images: int) -> Recipe:
     """The recipe with the epochs that its `steps` make of so many images, where it counts in steps."""
     per_epoch = images // recipe.batch_size
     if not recipe.steps or not per_epoch:
@@ -93,7 +92,7 @@ def lengthened(recipe: Recipe, images: int) -> Recipe:
     return recipe.model_copy(update={"epochs": recipe.steps / per_epoch})
 
 
-def standardised(protocol: Protocol, recipe: Recipe | None) -> Protocol:
+def with_normalisation(protocol: Protocol, recipe: Recipe | None) -> Protocol:
     """The protocol with the pixels that a recipe asks for; an evaluation has those of what was trained."""
     if recipe is None or recipe.pixels == "task":
         return protocol

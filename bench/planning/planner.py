@@ -7,10 +7,10 @@ from typing import NamedTuple, cast
 
 from bench import methods
 from bench.config import fidelity
-from bench.config.overrides import APART, Written, address, settle
+from bench.config.overrides import APART, Assignment, address, merge_layers
 from bench.config.precedence import Chosen, budget_of, chosen_layers, from_files, published_layers, stages_of_variant
 from bench.config.registry import read_task
-from bench.config.resolve import History, Settled, check, check_scored, lengthened, standardised
+from bench.config.resolve import ResolvedConfig, check, check_scored, with_epochs, with_normalisation
 from bench.config.schema import Arm, Recipe, Scalar, StageKind, Study, Task
 from bench.config.stage import Data, Plan, PlannedArm, Stage, Start
 from bench.data import datasets
@@ -25,7 +25,7 @@ class Drawn(NamedTuple):
     """A plan, and for each of its stages all that was written, by inner address."""
 
     plan: Plan
-    histories: dict[str, History]
+    assignments: dict[str, dict[str, list[Assignment]]]
 
 
 class Link(NamedTuple):
@@ -47,21 +47,23 @@ def draw_up(request: Request, sight: Sight = Sight()) -> Drawn:  # noqa: B008 - 
     arms = [planner.arm(arm, task) for arm in request.study.arms for task in _tasks(request.study, arm)]
     planner.check_all_overrides_used()
     planned = _distinct(arms)
-    return Drawn(Plan(study=request.study, arms=tuple(planned), stages=planner.stages), planner.histories)
+    return Drawn(Plan(study=request.study, arms=tuple(planned), stages=planner.stages), planner.assignments)
 
 
-def explain(drawn: Drawn, key: str) -> list[tuple[str, str, list[Written]]]:
+def explain(drawn: Drawn, key: str) -> list[tuple[str, str, list[Assignment]]]:
     """For each stage that has the value at `key`: (kind, method, what was written there, the last one holding)."""
     place = address(key, methods=methods.names())
-    found: dict[tuple[str, str], tuple[str, str, list[Written]]] = {}
+    found: dict[tuple[str, str], tuple[str, str, list[Assignment]]] = {}
     for stage in drawn.plan.stages.values():
         named = f"{stage.method}:{stage.variant}" if stage.variant else stage.method
         wanted = place.method in ("", stage.method, named) and place.stage in ("model", stage.kind)
         if wanted and (part := getattr(stage, place.part)) is not None:
             value = part.get(place.name) if isinstance(part, dict) else getattr(part, place.name)
-            history = drawn.histories[stage.key].get(f"{place.part}.{place.name}", [])
+            history = drawn.assignments[stage.key].get(f"{place.part}.{place.name}", [])
             if place.part != "options" or place.name in part:
-                found.setdefault((stage.kind, named), (stage.kind, named, history or [Written(value, "default", True)]))
+                found.setdefault(
+                    (stage.kind, named), (stage.kind, named, history or [Assignment(value, "default", True)])
+                )
     if not found:
         raise BenchError(f"no stage of this plan has {key!r}; it has {_kinds(drawn.plan.stages)}")
     return list(found.values())
@@ -84,7 +86,7 @@ class _Planner:
     def __init__(self, request: Request, sight: Sight) -> None:
         self.request = request
         self.stages: dict[str, Stage] = {}
-        self.histories: dict[str, History] = {}
+        self.assignments: dict[str, dict[str, list[Assignment]]] = {}
         self.used_overrides: set[str] = set()  # those that reached a stage
         self.sight = sight
         self._seen: dict[tuple[str, Role], Data] = {}
@@ -136,7 +138,7 @@ class _Planner:
     def spared(self, chosen: Chosen, chain: list[Link]) -> list[Link]:
         """The chain without the stages that weights from outside replace."""
         learn = [link for link in chain if link.kind != "evaluate"]
-        named = [bool(self.settled(chosen, link).recipe().start_from) for link in learn]
+        named = [bool(self.resolved_config(chosen, link).recipe().start_from) for link in learn]
         needed = [*start_from.kept([link.kind for link in learn], named), *[True] * (len(chain) - len(learn))]
         return [link for link, keep in zip(chain, needed, strict=True) if keep]
 
@@ -158,7 +160,7 @@ class _Planner:
         kept = []
         for kind in stages_of_variant(chosen):
             by, option, value = asked.get(kind, ("", "", ""))
-            options = self.settled(chosen, Link(cast(StageKind, by), home)).options() if by else {}
+            options = self.resolved_config(chosen, Link(cast(StageKind, by), home)).options() if by else {}
             if options.get(option, value) == value:
                 kept.append(kind)
         return tuple(kept)
@@ -169,24 +171,26 @@ class _Planner:
         for link in chain:
             stage, history = self.stage(chosen, link, 0 if link.kind in APART else seed, keys)
             self.stages.setdefault(stage.key, stage)
-            self.histories.setdefault(stage.key, history)
+            self.assignments.setdefault(stage.key, history)
             keys[link.role or link.kind] = stage.key
         return keys
 
-    def stage(self, chosen: Chosen, link: Link, seed: int, before: dict[str, str]) -> tuple[Stage, History]:
+    def stage(
+        self, chosen: Chosen, link: Link, seed: int, before: dict[str, str]
+    ) -> tuple[Stage, dict[str, list[Assignment]]]:
         """One stage, and all that was written for it."""
         parents = _parents(link.kind, before)
         if link.kind == "evaluate":
             return self._evaluation(self.stages[parents["model"]], link.task, parents), {}
-        settled = self.settled(chosen, link)
-        departures = settled.departures() if link.kind in chosen.method.recipe else {}
-        recipe, start = self.begins(settled, before)
+        config = self.resolved_config(chosen, link)
+        departures = config.departures() if link.kind in chosen.method.recipe else {}
+        recipe, start = self.begins(config, before)
         data = self.data(link)
         self._note_used_overrides(chosen, link.kind)
         is_segmentation = link.task.kind == "segmentation" and link.kind == "finetune"
-        model = settled.model(
+        model = config.model(
             classes=self.classes(link.task) if link.kind in LABELLED else 0,
-            decoder=(settled.values("model").get("decoder") or link.task.decoder) if is_segmentation else "",
+            decoder=(config.values("model").get("decoder") or link.task.decoder) if is_segmentation else "",
         )
         stage = Stage(
             kind=link.kind,
@@ -196,33 +200,33 @@ class _Planner:
             task=link.task.name,
             seed=seed,
             model=model,
-            recipe=lengthened(recipe, data["train"].images),
-            options=settled.options(),
-            protocol=standardised(link.task.protocol, recipe),
+            recipe=with_epochs(recipe, data["train"].images),
+            options=config.options(),
+            protocol=with_normalisation(link.task.protocol, recipe),
             data=data,
             parents=parents,
             start=start,
-            origins={place: written[-1].origin for place, written in settled.history.items()},
+            origins={place: assignments[-1].origin for place, assignments in config.assignments.items()},
             departures=start_from.departures(departures, start),
         )
-        check(stage, settled.where, link.task, [self.stages[key] for key in parents.values()])
-        return stage, settled.history
+        check(stage, config.where, link.task, [self.stages[key] for key in parents.values()])
+        return stage, config.assignments
 
-    def begins(self, settled: Settled, before: Mapping[str, str]) -> tuple[Recipe, Start | None]:
+    def begins(self, config: ResolvedConfig, before: Mapping[str, str]) -> tuple[Recipe, Start | None]:
         """The recipe of a stage, and the weights from outside that it starts from."""
-        recipe = settled.recipe()
+        recipe = config.recipe()
         if start_from.starts_here(recipe.start_from, before):
             return recipe, self.sight.start(recipe.start_from, self.request.output)
         return recipe.model_copy(update={"start_from": "", "start_partial": False}), None
 
-    def settled(self, chosen: Chosen, link: Link) -> Settled:
+    def resolved_config(self, chosen: Chosen, link: Link) -> ResolvedConfig:
         """All that was written for a stage, and who wrote it."""
         budget = budget_of(chosen.arm, self.request.study, link.task)
         published = published_layers(chosen, link.task)
         over = chosen_layers(chosen, self.request.study, link.task, budget, self.request.overrides)
         from_files(over, chosen.method)
-        history = settle(link.kind, [*published, *over], published=len(published))
-        return Settled(f"{chosen.name}, {link.kind}", link.kind, history)
+        history = merge_layers(link.kind, [*published, *over], published=len(published))
+        return ResolvedConfig(f"{chosen.name}, {link.kind}", link.kind, history)
 
     def _evaluation(self, trained: Stage, task: Task, parents: dict[str, str]) -> Stage:
         check_scored(trained, task)
@@ -232,7 +236,7 @@ class _Planner:
             "options": {},
             "parents": parents,
             "data": {"val": self.look(task, "val")},
-            "protocol": standardised(task.protocol, trained.recipe),
+            "protocol": with_normalisation(task.protocol, trained.recipe),
             "task": task.name,
             "origins": {},
             "departures": {},
