@@ -16,9 +16,9 @@ from bench.config.schema import Method, Overrides, Recipe, Study, Task
 from bench.config.stage import Data, Plan
 from bench.data import datasets
 from bench.errors import BenchError, parse, read_toml, unknown
-from bench.planning.planner import draw_up
-from bench.planning.request import Request, Sight
-from bench.planning.start_from import unlooked
+from bench.planning.planner import plan_with_history
+from bench.planning.request import DataProbe, Request
+from bench.planning.start_from import no_probe
 from bench.runs.store import all_runs
 
 
@@ -57,7 +57,7 @@ def validate(path: Path, include: Sequence[Path]) -> str:
     """Check a task, study or method file. Returns what it is; BenchError says what is wrong."""
     values, where = read_toml(path), places(include)
     if "arms" in values:
-        return f"a study of {len(unlooked_plan(study_from(path), where).study.arms)} arms"
+        return f"a study of {len(plan_without_data(study_from(path), where).study.arms)} arms"
     if "dataset" in values or "base" in values:
         _check_task(task_from(path), where)
         return "a task"
@@ -67,9 +67,9 @@ def validate(path: Path, include: Sequence[Path]) -> str:
     raise BenchError(f"{path}: a study has [[arms]], a task has dataset, a method has stages; this has none of them")
 
 
-def unlooked_plan(study: Study, where: Places) -> Plan:
+def plan_without_data(study: Study, where: Places) -> Plan:
     """The plan of a study as far as it can be known without looking at the data."""
-    return draw_up(Request(study=study, places=where, overrides=UserOverrides()), UNLOOKED).plan
+    return plan_with_history(Request(study=study, places=where, overrides=UserOverrides()), NO_PROBE).plan
 
 
 def _undescribed(dataset: str, split: str, *_: object, **__: object) -> Data:
@@ -78,7 +78,9 @@ def _undescribed(dataset: str, split: str, *_: object, **__: object) -> Data:
     return Data(dataset=dataset, split=split, identity="not looked at", images=10**9)
 
 
-UNLOOKED = Sight(_undescribed, lambda *_: 2, unlooked)  # for a plan without data: any split is large, of two classes
+NO_PROBE = DataProbe(
+    _undescribed, lambda *_: 2, no_probe
+)  # for a plan without data: any split is large, of two classes
 
 
 def _check_task(task: Task, where: Places) -> None:

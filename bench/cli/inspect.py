@@ -83,7 +83,7 @@ def _check_links(study: Path, include: list[Path]) -> None:
     from bench.reporting import published
     from bench.reporting.analysis import claims
 
-    plan = catalog.unlooked_plan(study_from(study), places(include))
+    plan = catalog.plan_without_data(study_from(study), places(include))
     claims.check(plan)
     published.check(plan, published.default_path())
 

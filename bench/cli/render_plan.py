@@ -10,7 +10,7 @@ from bench.cli.progress import duration, name_of
 from bench.config.overrides import Assignment
 from bench.config.stage import Plan, Stage
 from bench.planning.forecast import Forecast
-from bench.planning.planner import Drawn
+from bench.planning.planner import PlanWithHistory
 from bench.stats import power
 
 ON_PAGE = ("parameters", "fidelity", "departures")  # columns of a report that a terminal has no room for
@@ -119,11 +119,11 @@ def explained(found: Iterable[tuple[str, str, list[Assignment]]]) -> str:
     return "\n".join(lines)
 
 
-def plan_json(drawn: Drawn, forecasts: Sequence[Forecast]) -> dict[str, Any]:
+def plan_json(planned: PlanWithHistory, forecasts: Sequence[Forecast]) -> dict[str, Any]:
     """A plan for programs."""
     return {
-        "study": drawn.plan.study.model_dump(mode="json"),
-        "arms": [arm.model_dump(mode="json") for arm in drawn.plan.arms],
+        "study": planned.plan.study.model_dump(mode="json"),
+        "arms": [arm.model_dump(mode="json") for arm in planned.plan.arms],
         "stages": [
             {
                 "folder": f.stage.folder,
@@ -135,6 +135,6 @@ def plan_json(drawn: Drawn, forecasts: Sequence[Forecast]) -> dict[str, Any]:
             }
             for f in forecasts
         ],
-        "departures": departures(drawn.plan),
-        "detectable": power.sentences(drawn.plan),
+        "departures": departures(planned.plan),
+        "detectable": power.sentences(planned.plan),
     }

@@ -27,18 +27,18 @@ def _plan(selection: Selection, machine: Machine, *, explain: str = "", probe: b
     from bench.cli.requests import check_starts, execution, request
     from bench.launch.local import check_batches
     from bench.planning import forecast, planner
-    from bench.planning.request import FORESEEN, Sight
+    from bench.planning.request import PUBLISHED_SPLITS, DataProbe
 
     asked = request(selection, machine.output_dir)
-    drawn = planner.draw_up(asked, Sight() if probe else FORESEEN)
-    check_batches(drawn.plan, execution(machine))
-    check_starts(drawn.plan, machine.output_dir)
-    _check_claims(drawn.plan)
+    planned = planner.plan_with_history(asked, DataProbe() if probe else PUBLISHED_SPLITS)
+    check_batches(planned.plan, execution(machine))
+    check_starts(planned.plan, machine.output_dir)
+    _check_claims(planned.plan)
     if explain:
-        return emit(render_plan.explained(planner.explain(drawn, explain)))
+        return emit(render_plan.explained(planner.explain(planned, explain)))
     speeds = forecast.probe(asked, _walker(selection, machine)) if probe else forecast.speeds(machine.output_dir)
-    forecasts = forecast.forecast(drawn.plan, machine.output_dir, speeds)
-    emit(render_plan.plan_json(drawn, forecasts) if as_json else render_plan.plan_text(drawn.plan, forecasts))
+    forecasts = forecast.forecast(planned.plan, machine.output_dir, speeds)
+    emit(render_plan.plan_json(planned, forecasts) if as_json else render_plan.plan_text(planned.plan, forecasts))
 
 
 @takes(Selection, Machine)
@@ -95,7 +95,7 @@ def evaluate(
     from bench.planning import evaluations
     from bench.reporting import checkpoint_scores
 
-    planned = evaluations.draw_up(weighed(weights, machine.output_dir))
+    planned = evaluations.plan_evaluations(weighed(weights, machine.output_dir))
     watcher = progress.watcher(log, interval)
     try:
         outcome = run_plan(planned, machine.output_dir, execution(machine, weights.max_unreadable), watcher)

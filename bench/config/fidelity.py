@@ -11,24 +11,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.config.overrides import APART
-from bench.config.precedence import Chosen, stages_of_variant, variant_of
+from bench.config.precedence import ArmConfig, stages_of_variant, variant_of
 from bench.config.schema import Arm, Departure, Fidelity, Method, Recipe
 from bench.config.stage import Stage
 
 OF_THE_MACHINE = {"recipe.precision"}  # what does not make a recipe another one
 
 
-def level(chosen: Chosen, stages: Sequence[Stage]) -> Fidelity:
+def level(arm_config: ArmConfig, stages: Sequence[Stage]) -> Fidelity:
     """The level of an arm that goes through these stages."""
     if stand_ins(stages):
         return "placeholder"
     numbers = {place for stage in stages for place in stage.departures} - OF_THE_MACHINE
-    return _at_most(variant_of(chosen.method, chosen.variant).fidelity, bool(numbers or _told(chosen, stages)))
+    return _at_most(
+        variant_of(arm_config.method, arm_config.variant).fidelity, bool(numbers or _told(arm_config, stages))
+    )
 
 
-def departures(chosen: Chosen, stages: Sequence[Stage]) -> tuple[str, ...]:
+def departures(arm_config: ArmConfig, stages: Sequence[Stage]) -> tuple[str, ...]:
     """In words; the numbers that differ are in the stages."""
-    return (*stand_ins(stages), *_told(chosen, stages))
+    return (*stand_ins(stages), *_told(arm_config, stages))
 
 
 def stand_ins(stages: Sequence[Stage]) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ def stand_ins(stages: Sequence[Stage]) -> tuple[str, ...]:
 
 def as_published(method: Method, variant: str) -> Fidelity:
     """The level of a method or variant as its paper runs it, whatever the task."""
-    chosen = Chosen(Arm(method=method.name), method, variant, "")
+    arm_config = ArmConfig(Arm(method=method.name), method, variant, "")
     numbers = {f"{stage}.options.{name}": value for stage, own in method.options.items() for name, value in own.items()}
     for stage, recipe in method.recipe.items():
         numbers |= {f"{stage}.recipe.{name}": value for name, value in Recipe(**recipe).model_dump().items()}
@@ -56,7 +58,7 @@ def as_published(method: Method, variant: str) -> Fidelity:
         one
         for one in method.departures
         if not one.size
-        and one.stage in ("", *stages_of_variant(chosen))
+        and one.stage in ("", *stages_of_variant(arm_config))
         and all(numbers.get(f"{one.stage}.{place}") == value for place, value in one.when.items())
     ]
     return _at_most(variant_of(method, variant).fidelity, bool(concerned))
@@ -66,9 +68,9 @@ def _at_most(declared: Fidelity, departs: bool) -> Fidelity:
     return "close" if declared == "exact" and departs else declared
 
 
-def _told(chosen: Chosen, stages: Sequence[Stage]) -> tuple[str, ...]:
+def _told(arm_config: ArmConfig, stages: Sequence[Stage]) -> tuple[str, ...]:
     """The method's departures that concern an arm."""
-    return tuple(one.text for one in chosen.method.departures if _concerns(one, chosen.size, stages))
+    return tuple(one.text for one in arm_config.method.departures if _concerns(one, arm_config.size, stages))
 
 
 def _concerns(one: Departure, size: str, stages: Sequence[Stage]) -> bool:

@@ -12,7 +12,7 @@ from bench.errors import BenchError, nearest, unknown
 PUBLISHED = "published"  # the budget of the paper: no changes
 
 
-class Chosen(NamedTuple):
+class ArmConfig(NamedTuple):
     """What an arm is made of."""
 
     arm: Arm
@@ -34,9 +34,9 @@ class UserOverrides(NamedTuple):
     sets: dict[str, Any] = {}  # noqa: RUF012
 
 
-def published_layers(chosen: Chosen, task: Task) -> list[Layer]:
+def published_layers(arm_config: ArmConfig, task: Task) -> list[Layer]:
     """The method's own numbers, those of its size, of its variant, and of a task whose recipes are the papers'."""
-    method, size = chosen.method, chosen.size
+    method, size = arm_config.method, arm_config.size
     where = f"method {method.name}"
     known = sorted({*SIZES, *method.sizes})
     if size not in known:
@@ -45,12 +45,12 @@ def published_layers(chosen: Chosen, task: Task) -> list[Layer]:
     numbers = {"model.size": size, "model.width": width, "model.depth": depth, "model.heads": heads}
     own = flatten(method.recipe, where) | flatten({"model": method.model}, where)
     own |= flatten({stage: {"options": values} for stage, values in method.options.items()}, where)
-    variant = variant_of(method, chosen.variant)
+    variant = variant_of(method, arm_config.variant)
     return [
         Layer(f"size {size}", numbers),
         Layer(where, own, _sources(method)),
         Layer(f"{where}, size {size}", method.sizes.get(size, {})),
-        Layer(variant.source or f"variant {chosen.name}", {k: v for k, v in variant.set.items() if k != "stages"}),
+        Layer(variant.source or f"variant {arm_config.name}", {k: v for k, v in variant.set.items() if k != "stages"}),
         *(_of_task(task, method.name) if task.source else ()),
     ]
 
@@ -84,27 +84,29 @@ def variant_of(method: Method, name: str) -> Variant:
     return known[name]
 
 
-def stages_of_variant(chosen: Chosen) -> tuple[StageKind, ...]:
+def stages_of_variant(arm_config: ArmConfig) -> tuple[StageKind, ...]:
     """What an arm goes through before its evaluation: the method's stages, or those that its variant needs."""
-    stages = variant_of(chosen.method, chosen.variant).set.get("stages", chosen.method.stages)
+    stages = variant_of(arm_config.method, arm_config.variant).set.get("stages", arm_config.method.stages)
     for stage in stages:
         if stage not in TRAINED:
-            raise unknown(f"stage of {chosen.name}", stage, TRAINED)
+            raise unknown(f"stage of {arm_config.name}", stage, TRAINED)
     return tuple(stages)
 
 
-def chosen_layers(chosen: Chosen, study: Study, task: Task, budget: str, user_overrides: UserOverrides) -> list[Layer]:
+def override_layers(
+    arm_config: ArmConfig, study: Study, task: Task, budget: str, user_overrides: UserOverrides
+) -> list[Layer]:
     """All that is laid over the published recipe, the last layer being the strongest."""
-    method = chosen.method.name
+    method = arm_config.method.name
     layers = [] if task.source else _of_task(task, method)
     if budget:
         layers += _overrides(task.budgets[budget], method, f"budget {budget} of task {task.name}")
     layers += _overrides(study, method, f"study {study.name}")
     layers += [
-        Layer("environment", addressed(user_overrides.environment, chosen)),
-        Layer(f"arm of study {study.name}", addressed(chosen.arm.set, chosen)),
-        Layer("command line", addressed(user_overrides.options, chosen)),
-        Layer("--set", addressed(user_overrides.sets, chosen)),
+        Layer("environment", addressed(user_overrides.environment, arm_config)),
+        Layer(f"arm of study {study.name}", addressed(arm_config.arm.set, arm_config)),
+        Layer("command line", addressed(user_overrides.options, arm_config)),
+        Layer("--set", addressed(user_overrides.sets, arm_config)),
     ]
     return layers
 
@@ -119,12 +121,12 @@ def budget_of(arm: Arm, study: Study, task: Task) -> str:
     return name
 
 
-def addressed(values: Mapping[str, Any], chosen: Chosen) -> dict[str, Any]:
+def addressed(values: Mapping[str, Any], arm_config: ArmConfig) -> dict[str, Any]:
     """Those of `values` that speak to this arm, without the method's name before them."""
     found = {}
     for text, value in values.items():
-        place = address(text, methods=[chosen.method.name, place_method(text)])
-        if place.method in ("", chosen.method.name, chosen.name) and has(chosen.method, text, place.method):
+        place = address(text, methods=[arm_config.method.name, place_method(text)])
+        if place.method in ("", arm_config.method.name, arm_config.name) and has(arm_config.method, text, place.method):
             found[str(place._replace(method=""))] = value
     return found
 

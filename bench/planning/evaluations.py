@@ -17,7 +17,7 @@ from bench.config.stage import Data, Plan, PlannedArm, Stage, Start
 from bench.data import splits
 from bench.data.source import Source
 from bench.errors import BenchError, parse
-from bench.planning.start_from import look
+from bench.planning.start_from import probe_weights
 from bench.runs.run import Run
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     name: str = ""  # of the comparison
 
 
-def draw_up(asked: Asked) -> Plan:
+def plan_evaluations(asked: Asked) -> Plan:
     """One evaluation for each of the weights. BenchError when they cannot be scored on this task, or not as asked."""
     task = read_task(asked.task, asked.places)
     data = _data(task, asked)
@@ -111,7 +111,7 @@ def _stage(source: str, task: Task, data: Data, asked: Asked) -> tuple[tuple[Sta
     protocol = task.protocol if asked.protocol == "task" else _card(source, checkpoint, task)
     _refuse_size(source, checkpoint.model, protocol, task, asked)
     options: dict[str, Any] = {"precision": asked.precision} | ({"partial": True} if asked.partial else {})
-    start: Start = look(source, asked.output)
+    start: Start = probe_weights(source, asked.output)
     stage = Stage(
         kind="evaluate",
         method=METHOD,

@@ -8,7 +8,14 @@ from typing import NamedTuple, cast
 from bench import methods
 from bench.config import fidelity
 from bench.config.overrides import APART, Assignment, address, merge_layers
-from bench.config.precedence import Chosen, budget_of, chosen_layers, from_files, published_layers, stages_of_variant
+from bench.config.precedence import (
+    ArmConfig,
+    budget_of,
+    from_files,
+    override_layers,
+    published_layers,
+    stages_of_variant,
+)
 from bench.config.registry import read_task
 from bench.config.resolve import ResolvedConfig, check, check_scored, with_epochs, with_normalisation
 from bench.config.schema import Arm, Recipe, Scalar, StageKind, Study, Task
@@ -16,12 +23,12 @@ from bench.config.stage import Data, Plan, PlannedArm, Stage, Start
 from bench.data import datasets
 from bench.errors import BenchError
 from bench.planning import start_from
-from bench.planning.request import Request, Role, Sight
+from bench.planning.request import DataProbe, Request, Role
 
 LABELLED: tuple[StageKind, ...] = ("teacher", "supervised", "finetune", "probe")
 
 
-class Drawn(NamedTuple):
+class PlanWithHistory(NamedTuple):
     """A plan, and for each of its stages all that was written, by inner address."""
 
     plan: Plan
@@ -38,34 +45,34 @@ class Link(NamedTuple):
 
 def make_plan(request: Request) -> Plan:
     """Decide every stage of a study. BenchError names what is unknown, contradictory or does not fit."""
-    return draw_up(request).plan
+    return plan_with_history(request).plan
 
 
-def draw_up(request: Request, sight: Sight = Sight()) -> Drawn:  # noqa: B008 - immutable
+def plan_with_history(request: Request, probe: DataProbe = DataProbe()) -> PlanWithHistory:  # noqa: B008 - immutable
     """As `make_plan`, keeping who wrote what. A check that needs no data brings its own `sight`."""
-    planner = _Planner(request, sight)
+    planner = _Planner(request, probe)
     arms = [planner.arm(arm, task) for arm in request.study.arms for task in _tasks(request.study, arm)]
     planner.check_all_overrides_used()
     planned = _distinct(arms)
-    return Drawn(Plan(study=request.study, arms=tuple(planned), stages=planner.stages), planner.assignments)
+    return PlanWithHistory(Plan(study=request.study, arms=tuple(planned), stages=planner.stages), planner.assignments)
 
 
-def explain(drawn: Drawn, key: str) -> list[tuple[str, str, list[Assignment]]]:
+def explain(planned: PlanWithHistory, key: str) -> list[tuple[str, str, list[Assignment]]]:
     """For each stage that has the value at `key`: (kind, method, what was written there, the last one holding)."""
     place = address(key, methods=methods.names())
     found: dict[tuple[str, str], tuple[str, str, list[Assignment]]] = {}
-    for stage in drawn.plan.stages.values():
+    for stage in planned.plan.stages.values():
         named = f"{stage.method}:{stage.variant}" if stage.variant else stage.method
         wanted = place.method in ("", stage.method, named) and place.stage in ("model", stage.kind)
         if wanted and (part := getattr(stage, place.part)) is not None:
             value = part.get(place.name) if isinstance(part, dict) else getattr(part, place.name)
-            history = drawn.assignments[stage.key].get(f"{place.part}.{place.name}", [])
+            history = planned.assignments[stage.key].get(f"{place.part}.{place.name}", [])
             if place.part != "options" or place.name in part:
                 found.setdefault(
                     (stage.kind, named), (stage.kind, named, history or [Assignment(value, "default", True)])
                 )
     if not found:
-        raise BenchError(f"no stage of this plan has {key!r}; it has {_kinds(drawn.plan.stages)}")
+        raise BenchError(f"no stage of this plan has {key!r}; it has {_kinds(planned.plan.stages)}")
     return list(found.values())
 
 
@@ -83,12 +90,12 @@ def _tasks(study: Study, arm: Arm) -> tuple[str, ...]:
 class _Planner:
     """The stages planned so far, and the data looked at so far."""
 
-    def __init__(self, request: Request, sight: Sight) -> None:
+    def __init__(self, request: Request, probe: DataProbe) -> None:
         self.request = request
         self.stages: dict[str, Stage] = {}
         self.assignments: dict[str, dict[str, list[Assignment]]] = {}
         self.used_overrides: set[str] = set()  # those that reached a stage
-        self.sight = sight
+        self.probe = probe
         self._seen: dict[tuple[str, Role], Data] = {}
         self._tasks: dict[str, Task] = {}
         self._classes: dict[str, int] = {}
@@ -98,47 +105,49 @@ class _Planner:
         study = self.request.study
         name, _, variant = arm.method.partition(":")
         method = methods.read(name)
-        chosen = Chosen(arm, method, variant, arm.size or study.size)
+        arm_config = ArmConfig(arm, method, variant, arm.size or study.size)
         task = self.task(task_name)
-        chain = self.spared(chosen, self.chain(chosen, task))
-        stages = {seed: self.stages_of(chosen, chain, seed) for seed in arm.seeds or study.seeds}
+        chain = self.spared(arm_config, self.chain(arm_config, task))
+        stages = {seed: self.stages_of(arm_config, chain, seed) for seed in arm.seeds or study.seeds}
         used = [self.stages[key] for roles in stages.values() for key in roles.values()]
         budget = budget_of(arm, study, self.task(task.evaluates) if task.evaluates else task)
         return PlannedArm(
-            id="/".join(part for part in (chosen.name, chosen.size, task.name, budget) if part),
-            label=_from(self.start_of(stages), arm.label or _label(chosen, study)),
+            id="/".join(part for part in (arm_config.name, arm_config.size, task.name, budget) if part),
+            label=_from(self.start_of(stages), arm.label or _label(arm_config, study)),
             method=method.name,
             variant=variant,
-            size=chosen.size,
+            size=arm_config.size,
             task=task.name,
             budget=budget,
             metric=task.metric,
-            fidelity=fidelity.level(chosen, used),
-            departures=fidelity.departures(chosen, used),
+            fidelity=fidelity.level(arm_config, used),
+            departures=fidelity.departures(arm_config, used),
             published=arm.published if isinstance(arm.published, str) else arm.published.get(task.name, ""),
             stages=stages,
         )
 
-    def chain(self, chosen: Chosen, task: Task) -> list[Link]:
+    def chain(self, arm_config: ArmConfig, task: Task) -> list[Link]:
         """The stages an arm goes through, each with its task; learning may begin on another task's data."""
         if task.evaluates:
-            trained = self.chain(chosen, self.task(task.evaluates))
+            trained = self.chain(arm_config, self.task(task.evaluates))
             return [*(link for link in trained if link.kind != "evaluate"), Link("evaluate", task)]
-        own = self.needed(chosen, task)
+        own = self.needed(arm_config, task)
         home = self.task(task.supervised_task) if task.supervised_task else task
         last: StageKind = own[-1] if own[-1] in ("finetune", "probe") else "finetune"
-        between = self.between(chosen, task, labels_at_home=own[-1] == "supervised")
+        between = self.between(arm_config, task, labels_at_home=own[-1] == "supervised")
         if home is not task or between:
             before = [Link(kind, home) for kind in own if kind != last]
             return [*before, *between, Link(last, task), Link("evaluate", task)]
         if task.kind == "segmentation" and own[-1] != "finetune":
-            raise BenchError(f"task {task.name} names no supervised_task, and {chosen.name} learns from labels first")
+            raise BenchError(
+                f"task {task.name} names no supervised_task, and {arm_config.name} learns from labels first"
+            )
         return [*(Link(kind, task) for kind in own), Link("evaluate", task)]
 
-    def spared(self, chosen: Chosen, chain: list[Link]) -> list[Link]:
+    def spared(self, arm_config: ArmConfig, chain: list[Link]) -> list[Link]:
         """The chain without the stages that weights from outside replace."""
         learn = [link for link in chain if link.kind != "evaluate"]
-        named = [bool(self.resolved_config(chosen, link).recipe().start_from) for link in learn]
+        named = [bool(self.resolved_config(arm_config, link).recipe().start_from) for link in learn]
         needed = [*start_from.kept([link.kind for link in learn], named), *[True] * (len(chain) - len(learn))]
         return [link for link, keep in zip(chain, needed, strict=True) if keep]
 
@@ -147,46 +156,46 @@ class _Planner:
         found = [self.stages[key].start for roles in stages.values() for key in roles.values()]
         return next((start.id for start in found if start is not None), "")
 
-    def between(self, chosen: Chosen, task: Task, *, labels_at_home: bool) -> list[Link]:
+    def between(self, arm_config: ArmConfig, task: Task, *, labels_at_home: bool) -> list[Link]:
         """Fine-tuning on other labels first. A method that learns the labels of its first task has done that one."""
-        names = task.intermediate if chosen.arm.intermediate is None else chosen.arm.intermediate
+        names = task.intermediate if arm_config.arm.intermediate is None else arm_config.arm.intermediate
         done = (task.supervised_task or task.name) if labels_at_home else ""
         return [Link("finetune", self.task(name), f"finetune-{name}") for name in names if name != done]
 
-    def needed(self, chosen: Chosen, task: Task) -> tuple[StageKind, ...]:
+    def needed(self, arm_config: ArmConfig, task: Task) -> tuple[StageKind, ...]:
         """The stages that an arm goes through, without a tokenizer or teacher that its own numbers do not ask for."""
         home = self.task(task.supervised_task) if task.supervised_task else task
         asked = {"tokenizer": ("pretrain", "tokenizer", "trained"), "teacher": ("supervised", "teacher", "stage")}
         kept = []
-        for kind in stages_of_variant(chosen):
+        for kind in stages_of_variant(arm_config):
             by, option, value = asked.get(kind, ("", "", ""))
-            options = self.resolved_config(chosen, Link(cast(StageKind, by), home)).options() if by else {}
+            options = self.resolved_config(arm_config, Link(cast(StageKind, by), home)).options() if by else {}
             if options.get(option, value) == value:
                 kept.append(kind)
         return tuple(kept)
 
-    def stages_of(self, chosen: Chosen, chain: list[Link], seed: int) -> dict[str, str]:
+    def stages_of(self, arm_config: ArmConfig, chain: list[Link], seed: int) -> dict[str, str]:
         """Plan the chain for one seed: role -> stage key."""
         keys: dict[str, str] = {}
         for link in chain:
-            stage, history = self.stage(chosen, link, 0 if link.kind in APART else seed, keys)
+            stage, history = self.stage(arm_config, link, 0 if link.kind in APART else seed, keys)
             self.stages.setdefault(stage.key, stage)
             self.assignments.setdefault(stage.key, history)
             keys[link.role or link.kind] = stage.key
         return keys
 
     def stage(
-        self, chosen: Chosen, link: Link, seed: int, before: dict[str, str]
+        self, arm_config: ArmConfig, link: Link, seed: int, before: dict[str, str]
     ) -> tuple[Stage, dict[str, list[Assignment]]]:
         """One stage, and all that was written for it."""
         parents = _parents(link.kind, before)
         if link.kind == "evaluate":
             return self._evaluation(self.stages[parents["model"]], link.task, parents), {}
-        config = self.resolved_config(chosen, link)
-        departures = config.departures() if link.kind in chosen.method.recipe else {}
+        config = self.resolved_config(arm_config, link)
+        departures = config.departures() if link.kind in arm_config.method.recipe else {}
         recipe, start = self.begins(config, before)
         data = self.data(link)
-        self._note_used_overrides(chosen, link.kind)
+        self._note_used_overrides(arm_config, link.kind)
         is_segmentation = link.task.kind == "segmentation" and link.kind == "finetune"
         model = config.model(
             classes=self.classes(link.task) if link.kind in LABELLED else 0,
@@ -194,9 +203,9 @@ class _Planner:
         )
         stage = Stage(
             kind=link.kind,
-            method=chosen.method.name,
-            variant=chosen.variant,
-            version=chosen.method.version,
+            method=arm_config.method.name,
+            variant=arm_config.variant,
+            version=arm_config.method.version,
             task=link.task.name,
             seed=seed,
             model=model,
@@ -216,17 +225,17 @@ class _Planner:
         """The recipe of a stage, and the weights from outside that it starts from."""
         recipe = config.recipe()
         if start_from.starts_here(recipe.start_from, before):
-            return recipe, self.sight.start(recipe.start_from, self.request.output)
+            return recipe, self.probe.start(recipe.start_from, self.request.output)
         return recipe.model_copy(update={"start_from": "", "start_partial": False}), None
 
-    def resolved_config(self, chosen: Chosen, link: Link) -> ResolvedConfig:
+    def resolved_config(self, arm_config: ArmConfig, link: Link) -> ResolvedConfig:
         """All that was written for a stage, and who wrote it."""
-        budget = budget_of(chosen.arm, self.request.study, link.task)
-        published = published_layers(chosen, link.task)
-        over = chosen_layers(chosen, self.request.study, link.task, budget, self.request.overrides)
-        from_files(over, chosen.method)
+        budget = budget_of(arm_config.arm, self.request.study, link.task)
+        published = published_layers(arm_config, link.task)
+        over = override_layers(arm_config, self.request.study, link.task, budget, self.request.overrides)
+        from_files(over, arm_config.method)
         history = merge_layers(link.kind, [*published, *over], published=len(published))
-        return ResolvedConfig(f"{chosen.name}, {link.kind}", link.kind, history)
+        return ResolvedConfig(f"{arm_config.name}, {link.kind}", link.kind, history)
 
     def _evaluation(self, trained: Stage, task: Task, parents: dict[str, str]) -> Stage:
         check_scored(trained, task)
@@ -235,7 +244,7 @@ class _Planner:
             "recipe": None,
             "options": {},
             "parents": parents,
-            "data": {"val": self.look(task, "val")},
+            "data": {"val": self.probe_split(task, "val")},
             "protocol": with_normalisation(task.protocol, trained.recipe),
             "task": task.name,
             "origins": {},
@@ -244,13 +253,17 @@ class _Planner:
         }
         return trained.model_copy(update=changes)
 
-    def _note_used_overrides(self, chosen: Chosen, kind: StageKind) -> None:
+    def _note_used_overrides(self, arm_config: ArmConfig, kind: StageKind) -> None:
         """Remember which overrides reach this stage."""
         overrides = self.request.overrides
         for text in (*overrides.environment, *overrides.options, *overrides.sets):
             place = address(text, methods=methods.names())
-            fits = place.part != "options" or place.name in chosen.method.options.get(place.stage, {})
-            if place.method in ("", chosen.method.name, chosen.name) and place.stage in ("model", kind) and fits:
+            fits = place.part != "options" or place.name in arm_config.method.options.get(place.stage, {})
+            if (
+                place.method in ("", arm_config.method.name, arm_config.name)
+                and place.stage in ("model", kind)
+                and fits
+            ):
                 self.used_overrides.add(text)
 
     def check_all_overrides_used(self) -> None:
@@ -270,7 +283,7 @@ class _Planner:
         """How many classes a task has: as it says, or counted in its training split."""
         if not task.classes and task.name not in self._classes:
             split, options = task.splits["train"], self.options(task, "train")
-            self._classes[task.name] = self.sight.classes(task.dataset, split, self.root(task), options)
+            self._classes[task.name] = self.probe.classes(task.dataset, split, self.root(task), options)
         return task.classes or self._classes[task.name]
 
     def root(self, task: Task) -> str | None:
@@ -287,16 +300,16 @@ class _Planner:
     def data(self, link: Link) -> dict[str, Data]:
         """The splits a stage sees, by role; a part of the labels is left out only where labels are learnt from."""
         if link.kind not in LABELLED:
-            return {"train": self.look(link.task, "pretrain")}
+            return {"train": self.probe_split(link.task, "pretrain")}
         roles: list[Role] = [role for role in ("train", "val", "minival") if role in link.task.splits]
-        return {role: self.look(link.task, role) for role in roles}
+        return {role: self.probe_split(link.task, role) for role in roles}
 
-    def look(self, task: Task, role: Role) -> Data:
+    def probe_split(self, task: Task, role: Role) -> Data:
         """A split of a task as it is on disk, looked at once."""
         if (task.name, role) not in self._seen:
             split = task.splits.get(role) or task.splits["train"]
             options = self.options(task, role)
-            found = self.sight.describe(
+            found = self.probe.describe(
                 task.dataset,
                 split,
                 self.root(task),
@@ -337,10 +350,10 @@ def _from(start: str, label: str) -> str:
     return label if not start or start in label else f"{label} from {start}"
 
 
-def _label(chosen: Chosen, study: Study) -> str:
+def _label(arm_config: ArmConfig, study: Study) -> str:
     """How an arm is called in tables: its method and variant, its size where sizes differ."""
     sizes = {arm.size or study.size for arm in study.arms}
-    words = [chosen.method.title, chosen.variant.replace("-", " "), chosen.size if len(sizes) > 1 else ""]
+    words = [arm_config.method.title, arm_config.variant.replace("-", " "), arm_config.size if len(sizes) > 1 else ""]
     return " ".join(word for word in words if word)
 
 

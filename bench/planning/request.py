@@ -35,12 +35,12 @@ def _count_classes(dataset: str, split: str, root: str | None, options: Mapping[
     return len(splits.open_source(dataset, split, root=root, options=options).classes)
 
 
-class Sight(NamedTuple):
+class DataProbe(NamedTuple):
     """How data and weights are looked at: what a split holds, how many classes it has, what start_from names."""
 
     describe: Callable[..., Data] = splits.describe
     classes: Callable[..., int] = _count_classes
-    start: Callable[[str, Path], Start] = start_from.look
+    start: Callable[[str, Path], Start] = start_from.probe_weights
 
 
-FORESEEN = Sight(splits.foreseen)  # for the cost of a study whose data are elsewhere
+PUBLISHED_SPLITS = DataProbe(splits.foreseen)  # for the cost of a study whose data are elsewhere

@@ -13,7 +13,7 @@ from bench.config.stage import STARTING, Start
 ASKS = {"pretrain": "tokenizer", "supervised": "teacher"}  # the network of its own that a stage learns with
 
 
-def look(source: str, output: Path) -> Start:
+def probe_weights(source: str, output: Path) -> Start:
     """The weights that a `start_from` names. BenchError when there are none, or no network to fetch them."""
     from bench.checkpoints.locate import TIMM, locate
 
@@ -27,7 +27,7 @@ def look(source: str, output: Path) -> Start:
     )
 
 
-def unlooked(source: str, output: Path) -> Start:
+def no_probe(source: str, output: Path) -> Start:
     """For a plan that looks at nothing."""
     return Start(id=source, digest="not looked at")
 

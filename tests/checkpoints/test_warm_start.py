@@ -15,7 +15,7 @@ from bench.checkpoints import conversion, exporter
 from bench.checkpoints.locate import IMPORTED, OURS, locate
 from bench.checkpoints.warm_start import check_starts
 from bench.cli.app import app
-from bench.cli.catalog import UNLOOKED
+from bench.cli.catalog import NO_PROBE
 from bench.config.precedence import UserOverrides
 from bench.config.registry import places
 from bench.config.schema import Arm, Model, Study
@@ -23,7 +23,7 @@ from bench.config.stage import Plan, Stage
 from bench.errors import BenchError
 from bench.methods.masked_images import Recover
 from bench.models.backbone import build
-from bench.planning.planner import draw_up, make_plan
+from bench.planning.planner import make_plan, plan_with_history
 from bench.planning.request import Request
 from bench.seeding import seed_all
 from bench.training import build as building
@@ -139,7 +139,9 @@ def test_a_plan_that_looks_at_nothing_looks_at_no_weights():
     study = Study(
         name="s", tasks=("demo",), size="nano", arms=(Arm(method="vit", set={"supervised.start_from": "a/b"}),)
     )
-    (stage,) = [s for s in draw_up(Request(study, places()), UNLOOKED).plan.stages.values() if s.kind == "supervised"]
+    (stage,) = [
+        s for s in plan_with_history(Request(study, places()), NO_PROBE).plan.stages.values() if s.kind == "supervised"
+    ]
     assert stage.start is not None
     assert stage.start.id == "a/b"
 

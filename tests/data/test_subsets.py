@@ -11,8 +11,8 @@ from bench.data import splits
 from bench.data.manifest import Piece
 from bench.data.subsets import labelled, limited
 from bench.errors import BenchError
-from bench.planning.planner import draw_up
-from bench.planning.request import Request, Sight
+from bench.planning.planner import plan_with_history
+from bench.planning.request import DataProbe, Request
 
 
 class Letters:
@@ -157,7 +157,7 @@ def test_only_what_learns_from_labels_sees_fewer_of_them():
     study = Study(name="few", arms=(Arm(method="beit", size="nano"),), tasks=("demo",))
     places = (Path(__file__).parents[2] / "tasks",)
     request = Request(study=study, places=places, labels="5 per class", limit=None)
-    plan = draw_up(request, Sight(describe, lambda *_: 10)).plan
+    plan = plan_with_history(request, DataProbe(describe, lambda *_: 10)).plan
     assert asked == {"pretrain": "", "train": "5 per class", "val": "", "minival": ""}
     learnt = {stage.kind: stage.data["train"].labels for stage in plan.stages.values() if "train" in stage.data}
     assert learnt == {"tokenizer": "", "pretrain": "", "finetune": "5 per class"}

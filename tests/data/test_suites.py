@@ -23,8 +23,8 @@ from bench.launch.distributed import connect
 from bench.launch.settings import Settings
 from bench.methods.objective import Objective
 from bench.pipeline.transforms import eval_view
-from bench.planning.planner import draw_up
-from bench.planning.request import Request, Sight
+from bench.planning.planner import plan_with_history
+from bench.planning.request import DataProbe, Request
 
 INFO = Path(timm.__file__).parent / "data/_info"
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -255,7 +255,7 @@ def planned(task: str, seen: dict | None = None, **sets):
     roots = {"imagenet1k": "/data/imagenet"}
     study = Study(name="s", arms=(Arm(method="deit", size="tiny"),), tasks=(task,))
     request = Request(study=study, places=(TASKS,), roots=roots, overrides=UserOverrides(sets=sets))
-    return draw_up(request, Sight(describe, lambda *_: 1000)).plan
+    return plan_with_history(request, DataProbe(describe, lambda *_: 1000)).plan
 
 
 def test_a_suite_scores_the_model_of_imagenet_and_trains_none_of_its_own():
@@ -286,6 +286,6 @@ def test_a_suite_refuses_models_that_take_other_pictures_or_classes(tmp_path):
     (tmp_path / "other.toml").write_text(text.replace("classes = 1000", "classes = 10"))
     for name, message in (("small", "scores at 160 pixels"), ("other", "has 10 classes, but .* know 1000")):
         study = Study(name="s", arms=(Arm(method="vit"),), tasks=(name,))
-        sight = Sight(lambda *_, **__: Data(dataset="x", split="val", identity="x", images=10**6), lambda *_: 1000)
+        probe = DataProbe(lambda *_, **__: Data(dataset="x", split="val", identity="x", images=10**6), lambda *_: 1000)
         with pytest.raises(BenchError, match=message):
-            draw_up(Request(study=study, places=(TASKS, tmp_path)), sight)
+            plan_with_history(Request(study=study, places=(TASKS, tmp_path)), probe)

@@ -21,7 +21,7 @@ from bench.data.splits import open_source
 from bench.errors import BenchError
 from bench.launch import local
 from bench.launch.signals import Stop
-from bench.planning.evaluations import Asked, draw_up
+from bench.planning.evaluations import Asked, plan_evaluations
 from bench.reporting import checkpoint_scores
 from bench.runs.run import Run
 from bench.training import worker
@@ -86,7 +86,7 @@ def carried_out(plan: Plan, output: Path, stop: Stop | None = None, code: int = 
 def test_by_its_card_a_checkpoint_answers_as_it_does_in_transformers(tasks, checkpoint, tmp_path):
     from transformers import AutoModelForImageClassification
 
-    run = carried_out(draw_up(asked(tasks, tmp_path, checkpoint, protocol="card")), tmp_path)
+    run = carried_out(plan_evaluations(asked(tasks, tmp_path, checkpoint, protocol="card")), tmp_path)
     frame = pd.read_parquet(run.path("predictions.parquet"))
     theirs = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
     source = open_source("demo", "val", options={"images": 64})
@@ -107,7 +107,7 @@ def test_a_segmentation_network_is_scored_through_windows_or_squeezed(tasks, tmp
     conversion.write(network(model, purpose="segment"), model, "token", "hf", tmp_path / "net")
     settings = {"size": {"height": 48, "width": 48}, "image_mean": MEAN, "image_std": STD, "resample": 2}
     (tmp_path / "net" / "preprocessor_config.json").write_text(json.dumps(settings))
-    plan = draw_up(asked(tasks, tmp_path, tmp_path / "net", task="small-seg", protocol=protocol))
+    plan = plan_evaluations(asked(tasks, tmp_path, tmp_path / "net", task="small-seg", protocol=protocol))
     run = carried_out(plan, tmp_path)
     assert run.stage().protocol.whole == (protocol == "card")
     frame = pd.read_parquet(run.path("predictions.parquet"))
@@ -118,33 +118,33 @@ def test_a_segmentation_network_is_scored_through_windows_or_squeezed(tasks, tmp
 
 
 def test_the_same_weights_are_scored_once_wherever_they_lie(tasks, checkpoint, tmp_path):
-    plan = draw_up(asked(tasks, tmp_path, checkpoint))
+    plan = plan_evaluations(asked(tasks, tmp_path, checkpoint))
     (stage,) = plan.stages.values()
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for file in checkpoint.iterdir():
         (moved / file.name).write_bytes(file.read_bytes())
-    assert [*draw_up(asked(tasks, tmp_path, moved)).stages] == [stage.key]
+    assert [*plan_evaluations(asked(tasks, tmp_path, moved)).stages] == [stage.key]
     assert stage.protocol.mean == (0.485, 0.456, 0.406)  # the task's
     others = [asked(tasks, tmp_path, checkpoint, **change) for change in ({"protocol": "card"}, {"precision": "bf16"})]
-    assert len({stage.key, *(key for other in others for key in draw_up(other).stages)}) == 3
+    assert len({stage.key, *(key for other in others for key in plan_evaluations(other).stages)}) == 3
     with pytest.raises(BenchError, match="holds the same weights as"):
-        draw_up(asked(tasks, tmp_path, checkpoint, moved))
+        plan_evaluations(asked(tasks, tmp_path, checkpoint, moved))
 
 
 def test_a_run_of_ours_is_scored_as_the_study_does_it(tasks, tmp_path):
     plan = small_plan(tmp_path, "vit", epochs=1)
     runs = prepared(tmp_path, plan)
     assert worker.work(runs["supervised"], Stop()) == 0
-    found = draw_up(asked(tmp_path / "tasks", tmp_path, runs["supervised"].root.name))
+    found = plan_evaluations(asked(tmp_path / "tasks", tmp_path, runs["supervised"].root.name))
     assert found.stages == plan.stages | found.stages
     assert [*found.stages] == [*plan.stages]
     with pytest.raises(BenchError, match="has no card"):
-        draw_up(asked(tasks, tmp_path, runs["supervised"].root, protocol="card"))
+        plan_evaluations(asked(tasks, tmp_path, runs["supervised"].root, protocol="card"))
 
 
 def test_an_evaluation_that_was_stopped_goes_on(tasks, checkpoint, tmp_path):
-    plan = draw_up(asked(tasks, tmp_path, checkpoint))
+    plan = plan_evaluations(asked(tasks, tmp_path, checkpoint))
     run = carried_out(plan, tmp_path, StopAt(3), code=worker.INTERRUPTED)
     status = run.status()
     assert (status.state, status.step, status.steps) == ("interrupted", 48, 64)
@@ -167,7 +167,7 @@ def test_weights_that_have_changed_since_are_not_scored(tasks, checkpoint, tmp_p
     own.mkdir()
     for file in checkpoint.iterdir():
         (own / file.name).write_bytes(file.read_bytes())
-    plan = draw_up(asked(tasks, tmp_path, own))
+    plan = plan_evaluations(asked(tasks, tmp_path, own))
     save_file(
         {name: value + 1 for name, value in load_file(own / "model.safetensors").items()}, own / "model.safetensors"
     )
@@ -185,13 +185,13 @@ def test_weights_that_have_changed_since_are_not_scored(tasks, checkpoint, tmp_p
 )
 def test_what_does_not_fit_the_task_is_refused(tasks, checkpoint, tmp_path, task, said):
     with pytest.raises(BenchError, match=said):
-        draw_up(asked(tasks, tmp_path, checkpoint, task=task))
+        plan_evaluations(asked(tasks, tmp_path, checkpoint, task=task))
 
 
 def test_a_checkpoint_for_another_number_of_classes_is_refused(tasks, checkpoint, tmp_path):
     (tmp_path / "seven.toml").write_text(CLASSIFY.replace("classes = 10", "classes = 7"))
     with pytest.raises(BenchError, match="tells 10 classes apart, task seven has 7"):
-        draw_up(asked(tmp_path, tmp_path, checkpoint, task="seven"))
+        plan_evaluations(asked(tmp_path, tmp_path, checkpoint, task="seven"))
 
 
 def test_what_learned_without_labels_is_not_scored(tasks, tmp_path):
@@ -203,7 +203,7 @@ def test_what_learned_without_labels_is_not_scored(tasks, tmp_path):
     )  # fmt: skip
     BeitForMaskedImageModeling(config).save_pretrained(tmp_path / "beit-pt")
     with pytest.raises(BenchError, match=r"learned without labels, .* fine-tune it first"):
-        draw_up(asked(tasks, tmp_path, tmp_path / "beit-pt"))
+        plan_evaluations(asked(tasks, tmp_path, tmp_path / "beit-pt"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench import methods
-from bench.cli.catalog import UNLOOKED, validate
+from bench.cli.catalog import NO_PROBE, validate
 from bench.config.overrides import address, from_environment, parse_set, parse_value
 from bench.config.precedence import UserOverrides, variants
 from bench.config.registry import places, read_study, read_task, study_files, task_files
@@ -14,7 +14,7 @@ from bench.config.resolve import steps_of
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan, Stage
 from bench.errors import BenchError
-from bench.planning.planner import draw_up, explain, make_plan
+from bench.planning.planner import explain, make_plan, plan_with_history
 from bench.planning.request import Request
 
 TASK = """
@@ -99,15 +99,15 @@ def test_every_value_remembers_where_it_is_from(folder: Path) -> None:
 
 def test_a_value_is_explained_from_first_to_last(folder: Path) -> None:
     overrides = UserOverrides(sets={"supervised.epochs": 6})
-    drawn = draw_up(request(folder, tasks=("mine",), budget="short", overrides=overrides))
-    ((kind, method, written),) = explain(drawn, "supervised.epochs")
+    planned = plan_with_history(request(folder, tasks=("mine",), budget="short", overrides=overrides))
+    ((kind, method, written),) = explain(planned, "supervised.epochs")
     assert (kind, method) == ("supervised", "vit")
     assert [(w.value, w.published) for w in written] == [(300, True), (20, False), (10, False), (6, False)]
     assert written[2].origin == "budget short of task mine"
-    ((_, _, untouched),) = explain(drawn, "supervised.momentum")
+    ((_, _, untouched),) = explain(planned, "supervised.momentum")
     assert [(w.value, w.origin) for w in untouched] == [(0.9, "default")]
     with pytest.raises(BenchError, match=r"no stage of this plan has 'pretrain.lr'"):
-        explain(drawn, "pretrain.lr")
+        explain(planned, "pretrain.lr")
 
 
 def test_a_variant_changes_what_its_paper_says() -> None:
@@ -289,7 +289,7 @@ def test_published_recipes_are_complete_for_every_size_and_variant() -> None:
             method = f"{name}:{variant}" if variant else name
             for size in ("base", "large"):
                 asked = request(tasks=("imagenet1k",), size=size, arms=arms(method))
-                plan = draw_up(asked, UNLOOKED).plan
+                plan = plan_with_history(asked, NO_PROBE).plan
                 departing = {stage.kind: stage.departures for stage in plan.stages.values() if stage.departures}
                 assert not departing, method
 
