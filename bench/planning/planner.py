@@ -35,7 +35,7 @@ class PlanWithHistory(NamedTuple):
     assignments: dict[str, dict[str, list[Assignment]]]
 
 
-class Link(NamedTuple):
+class StageLink(NamedTuple):
     """One stage in the chain of an arm, on the task whose data it sees."""
 
     kind: StageKind
@@ -107,7 +107,7 @@ class _Planner:
         method = methods.read(name)
         arm_config = ArmConfig(arm, method, variant, arm.size or study.size)
         task = self.task(task_name)
-        chain = self.spared(arm_config, self.chain(arm_config, task))
+        chain = self.without_replaced(arm_config, self.stage_chain(arm_config, task))
         stages = {seed: self.stages_of(arm_config, chain, seed) for seed in arm.seeds or study.seeds}
         used = [self.stages[key] for roles in stages.values() for key in roles.values()]
         budget = budget_of(arm, study, self.task(task.evaluates) if task.evaluates else task)
@@ -126,55 +126,55 @@ class _Planner:
             stages=stages,
         )
 
-    def chain(self, arm_config: ArmConfig, task: Task) -> list[Link]:
+    def stage_chain(self, arm_config: ArmConfig, task: Task) -> list[StageLink]:
         """The stages an arm goes through, each with its task; learning may begin on another task's data."""
         if task.evaluates:
-            trained = self.chain(arm_config, self.task(task.evaluates))
-            return [*(link for link in trained if link.kind != "evaluate"), Link("evaluate", task)]
-        own = self.needed(arm_config, task)
+            trained = self.stage_chain(arm_config, self.task(task.evaluates))
+            return [*(link for link in trained if link.kind != "evaluate"), StageLink("evaluate", task)]
+        own = self.required_stages(arm_config, task)
         home = self.task(task.supervised_task) if task.supervised_task else task
         last: StageKind = own[-1] if own[-1] in ("finetune", "probe") else "finetune"
         between = self.between(arm_config, task, labels_at_home=own[-1] == "supervised")
         if home is not task or between:
-            before = [Link(kind, home) for kind in own if kind != last]
-            return [*before, *between, Link(last, task), Link("evaluate", task)]
+            before = [StageLink(kind, home) for kind in own if kind != last]
+            return [*before, *between, StageLink(last, task), StageLink("evaluate", task)]
         if task.kind == "segmentation" and own[-1] != "finetune":
             raise BenchError(
                 f"task {task.name} names no supervised_task, and {arm_config.name} learns from labels first"
             )
-        return [*(Link(kind, task) for kind in own), Link("evaluate", task)]
+        return [*(StageLink(kind, task) for kind in own), StageLink("evaluate", task)]
 
-    def spared(self, arm_config: ArmConfig, chain: list[Link]) -> list[Link]:
+    def without_replaced(self, arm_config: ArmConfig, chain: list[StageLink]) -> list[StageLink]:
         """The chain without the stages that weights from outside replace."""
         learn = [link for link in chain if link.kind != "evaluate"]
         named = [bool(self.resolved_config(arm_config, link).recipe().start_from) for link in learn]
-        needed = [*start_from.kept([link.kind for link in learn], named), *[True] * (len(chain) - len(learn))]
-        return [link for link, keep in zip(chain, needed, strict=True) if keep]
+        keep_flags = [*start_from.kept([link.kind for link in learn], named), *[True] * (len(chain) - len(learn))]
+        return [link for link, keep in zip(chain, keep_flags, strict=True) if keep]
 
     def start_of(self, stages: Mapping[int, Mapping[str, str]]) -> str:
         """What an arm starts from, '' for nothing from outside."""
         found = [self.stages[key].start for roles in stages.values() for key in roles.values()]
         return next((start.id for start in found if start is not None), "")
 
-    def between(self, arm_config: ArmConfig, task: Task, *, labels_at_home: bool) -> list[Link]:
+    def between(self, arm_config: ArmConfig, task: Task, *, labels_at_home: bool) -> list[StageLink]:
         """Fine-tuning on other labels first. A method that learns the labels of its first task has done that one."""
         names = task.intermediate if arm_config.arm.intermediate is None else arm_config.arm.intermediate
         done = (task.supervised_task or task.name) if labels_at_home else ""
-        return [Link("finetune", self.task(name), f"finetune-{name}") for name in names if name != done]
+        return [StageLink("finetune", self.task(name), f"finetune-{name}") for name in names if name != done]
 
-    def needed(self, arm_config: ArmConfig, task: Task) -> tuple[StageKind, ...]:
+    def required_stages(self, arm_config: ArmConfig, task: Task) -> tuple[StageKind, ...]:
         """The stages that an arm goes through, without a tokenizer or teacher that its own numbers do not ask for."""
         home = self.task(task.supervised_task) if task.supervised_task else task
         asked = {"tokenizer": ("pretrain", "tokenizer", "trained"), "teacher": ("supervised", "teacher", "stage")}
         kept = []
         for kind in stages_of_variant(arm_config):
             by, option, value = asked.get(kind, ("", "", ""))
-            options = self.resolved_config(arm_config, Link(cast(StageKind, by), home)).options() if by else {}
+            options = self.resolved_config(arm_config, StageLink(cast(StageKind, by), home)).options() if by else {}
             if options.get(option, value) == value:
                 kept.append(kind)
         return tuple(kept)
 
-    def stages_of(self, arm_config: ArmConfig, chain: list[Link], seed: int) -> dict[str, str]:
+    def stages_of(self, arm_config: ArmConfig, chain: list[StageLink], seed: int) -> dict[str, str]:
         """Plan the chain for one seed: role -> stage key."""
         keys: dict[str, str] = {}
         for link in chain:
@@ -185,7 +185,7 @@ class _Planner:
         return keys
 
     def stage(
-        self, arm_config: ArmConfig, link: Link, seed: int, before: dict[str, str]
+        self, arm_config: ArmConfig, link: StageLink, seed: int, before: dict[str, str]
     ) -> tuple[Stage, dict[str, list[Assignment]]]:
         """One stage, and all that was written for it."""
         parents = _parents(link.kind, before)
@@ -228,7 +228,7 @@ class _Planner:
             return recipe, self.probe.start(recipe.start_from, self.request.output)
         return recipe.model_copy(update={"start_from": "", "start_partial": False}), None
 
-    def resolved_config(self, arm_config: ArmConfig, link: Link) -> ResolvedConfig:
+    def resolved_config(self, arm_config: ArmConfig, link: StageLink) -> ResolvedConfig:
         """All that was written for a stage, and who wrote it."""
         budget = budget_of(arm_config.arm, self.request.study, link.task)
         published = published_layers(arm_config, link.task)
@@ -297,7 +297,7 @@ class _Planner:
         known = (place for other, place in others if (other.dataset, other.expects) == (task.dataset, task.expects))
         return next(known, None)
 
-    def data(self, link: Link) -> dict[str, Data]:
+    def data(self, link: StageLink) -> dict[str, Data]:
         """The splits a stage sees, by role; a part of the labels is left out only where labels are learnt from."""
         if link.kind not in LABELLED:
             return {"train": self.probe_split(link.task, "pretrain")}
