@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.config.overrides import APART
+from bench.config.overrides import SIZE_INDEPENDENT
 from bench.config.precedence import ArmConfig, stages_of_variant, variant_of
 from bench.config.schema import Arm, Departure, Fidelity, Method, Recipe
 from bench.config.stage import Stage
@@ -38,7 +38,11 @@ def stand_ins(stages: Sequence[Stage]) -> tuple[str, ...]:
 
     A tokenizer that has been trained on the task's own pictures is a tokenizer, a smaller one than DALL-E's.
     """
-    few = {stage.kind: stage.data["train"] for stage in stages if stage.kind in APART and stage.data["train"].limit}
+    few = {
+        stage.kind: stage.data["train"]
+        for stage in stages
+        if stage.kind in SIZE_INDEPENDENT and stage.data["train"].limit
+    }
     return tuple(
         f"The {kind} is a stand-in: it learned from {data.images:,} images, because the data were limited."
         for kind, data in few.items()

@@ -16,7 +16,10 @@ from bench.errors import BenchError, nearest, unknown
 
 STAGES = (*TRAINED, "evaluate")
 PARTS = {"recipe": tuple(Recipe.model_fields), "model": tuple(Model.model_fields)}
-APART: tuple[StageKind, ...] = ("tokenizer", "teacher")  # networks of their own: shared by all sizes and seeds
+SIZE_INDEPENDENT: tuple[StageKind, ...] = (
+    "tokenizer",
+    "teacher",
+)  # networks of their own: shared by all sizes and seeds
 SHARED = ("model.image_size", "model.patch_size")  # what those have in common with the trunk
 ENVIRONMENT = ("CACHE", "DATA_DIR", "HOME", "LOG_LEVEL", "OUTPUT_DIR")  # BENCH_ variables that are not values
 
@@ -135,7 +138,7 @@ def merge_layers(kind: StageKind, layers: Iterable[Layer], published: int) -> di
     for number, layer in enumerate(layers):
         for text, value in sorted(layer.values.items(), key=lambda item: not item[0].startswith("model.")):
             _, stage, part, name = address(text)
-            if stage == kind or (stage == "model" and (kind not in APART or text in SHARED)):
+            if stage == kind or (stage == "model" and (kind not in SIZE_INDEPENDENT or text in SHARED)):
                 assignment = Assignment(value, layer.origin_of(text), number < published)
                 history.setdefault(f"{part}.{name}", []).append(assignment)
                 if text == f"{kind}.epochs" and f"{kind}.steps" not in layer.values and "recipe.steps" in history:

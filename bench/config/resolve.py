@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench.config.overrides import APART, Assignment
+from bench.config.overrides import SIZE_INDEPENDENT, Assignment
 from bench.config.schema import Model, Protocol, Recipe, Scalar, StageKind, Task
 from bench.config.stage import COSMETIC, Stage
 from bench.environment import computes_in_bf16
@@ -47,7 +47,7 @@ class ResolvedConfig(NamedTuple):
 
     def model(self, published: bool = False, **decided: Any) -> Model:
         """The network. That of a tokenizer or teacher has no size: it is the same beside every trunk."""
-        size = {"size": ""} if self.kind in APART else {}
+        size = {"size": ""} if self.kind in SIZE_INDEPENDENT else {}
         return parse(Model, {**size, **self.values("model", published), **decided}, self.where)
 
     def departures(self) -> dict[str, tuple[Any, Any]]:
@@ -105,7 +105,7 @@ def check(stage: Stage, where: str, task: Task, parents: Sequence[Stage] = ()) -
     assert recipe is not None
     if model.image_size % model.patch_size:
         raise BenchError(f"{where}: image_size {model.image_size} is no multiple of patch_size {model.patch_size}")
-    if stage.kind not in APART and model.width % model.heads:
+    if stage.kind not in SIZE_INDEPENDENT and model.width % model.heads:
         raise BenchError(f"{where}: width {model.width} is no multiple of heads {model.heads}")
     _check_length(stage, recipe, where)
     if recipe.freeze and stage.kind != "finetune":

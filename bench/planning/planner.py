@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 from bench import methods
 from bench.config import fidelity
-from bench.config.overrides import APART, Assignment, address, merge_layers
+from bench.config.overrides import SIZE_INDEPENDENT, Assignment, address, merge_layers
 from bench.config.precedence import (
     ArmConfig,
     budget_of,
@@ -178,7 +178,7 @@ class _Planner:
         """Plan the chain for one seed: role -> stage key."""
         keys: dict[str, str] = {}
         for link in chain:
-            stage, history = self.stage(arm_config, link, 0 if link.kind in APART else seed, keys)
+            stage, history = self.stage(arm_config, link, 0 if link.kind in SIZE_INDEPENDENT else seed, keys)
             self.stages.setdefault(stage.key, stage)
             self.assignments.setdefault(stage.key, history)
             keys[link.role or link.kind] = stage.key
@@ -341,7 +341,7 @@ def _parents(kind: StageKind, before: dict[str, str]) -> dict[str, str]:
     roles = {"pretrain": ("tokenizer",), "supervised": ("teacher",)}
     if kind in roles:
         return {role: before[role] for role in roles[kind] if role in before}
-    starts = [key for role, key in before.items() if role not in APART]
+    starts = [key for role, key in before.items() if role not in SIZE_INDEPENDENT]
     return {"start": starts[-1]} if starts else {}
 
 

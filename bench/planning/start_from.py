@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.config.overrides import APART
+from bench.config.overrides import SIZE_INDEPENDENT
 from bench.config.schema import StageKind
 from bench.config.stage import STARTING, Start
 
@@ -43,12 +43,12 @@ def kept(kinds: Sequence[StageKind], named: Sequence[bool]) -> list[bool]:
     last = max(number for number, does in enumerate(named) if does)
     first = next(number for number, does in enumerate(named) if does and kinds[number] == kinds[last])
     asked = {ASKS[kind] for kind in kinds[first:] if kind in ASKS}
-    return [number >= first or (kind in APART and kind in asked) for number, kind in enumerate(kinds)]
+    return [number >= first or (kind in SIZE_INDEPENDENT and kind in asked) for number, kind in enumerate(kinds)]
 
 
 def starts_here(source: str, before: Mapping[str, str]) -> bool:
     """Whether a stage takes the weights that its values name: not when an earlier stage of the arm did, or learned."""
-    return bool(source) and not any(role not in APART for role in before)
+    return bool(source) and not any(role not in SIZE_INDEPENDENT for role in before)
 
 
 def departures(found: Mapping[str, tuple[Any, Any]], start: Start | None) -> dict[str, tuple[Any, Any]]:

@@ -151,9 +151,9 @@ def best_on_test(stage: Stage) -> dict[str, Any]:
 )
 def test_what_is_not_reportable_is_not_ranked_with_what_is(small: Tree, change: Change, said: str) -> None:
     comparison = compared(changed(small.plan, "data2vec", change), small)
-    (apart,) = comparison.unranked
-    assert apart.arm.planned.id == "data2vec-demo"
-    assert any(said in reason for reason in apart.apart)
+    (not_ranked_because,) = comparison.unranked
+    assert not_ranked_because.arm.planned.id == "data2vec-demo"
+    assert any(said in reason for reason in not_ranked_because.not_ranked_because)
     assert "data2vec-demo" not in comparison.highest()
     assert comparison.between("beit-demo", "data2vec-demo").verdict == "not comparable"
 

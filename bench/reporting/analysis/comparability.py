@@ -118,7 +118,7 @@ class Guard:
             tuple(text for key, text in found.items() if key in self.allow),
         )
 
-    def apart(self, arm: Arm, others: Sequence[Arm]) -> tuple[str, ...]:
+    def not_ranked_because(self, arm: Arm, others: Sequence[Arm]) -> tuple[str, ...]:
         """Why a row is not ranked with the others of its task: () when it is, or when none of them is reportable."""
         if REPORTABLE in self.allow or not any(not self.reasons[other.planned.id] for other in others):
             return ()

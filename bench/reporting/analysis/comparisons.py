@@ -31,7 +31,7 @@ MEANING: dict[Verdict, str] = {
     "retraining": "not distinguishable: training again could turn it round",
     "not comparable": "not comparable: the protocols differ",
 }
-APART: dict[Scope, Verdict] = {
+VERDICT_OF_SCOPE: dict[Scope, Verdict] = {
     "methods": "different", "fine-tunings": "different fine-tunings", "weights": "different weights",
 }  # fmt: skip
 SCOPE: dict[Scope, str] = {
@@ -57,7 +57,7 @@ class Score(NamedTuple):
     retrained: Interval | None = None  # None: trained once
     design: Design = Design(())
     first: float = nan  # probability of being the highest
-    apart: tuple[str, ...] = ()  # why it is not ranked with the reportable rows
+    not_ranked_because: tuple[str, ...] = ()  # why it is not ranked with the reportable rows
     by_training: np.ndarray = np.empty(0)  # the score of every training
 
 
@@ -99,12 +99,14 @@ class Comparison(NamedTuple):
     @property
     def ranked(self) -> list[Score]:
         """Highest mean first; equal means in the order of the plan; without rows that stand apart."""
-        return sorted((score for score in self.scores if not score.apart), key=lambda score: -score.spread.mean)
+        return sorted(
+            (score for score in self.scores if not score.not_ranked_because), key=lambda score: -score.spread.mean
+        )
 
     @property
     def unranked(self) -> list[Score]:
         """Rows that stand apart."""
-        return [score for score in self.scores if score.apart]
+        return [score for score in self.scores if score.not_ranked_because]
 
     def between(self, first: str, second: str) -> Difference:
         """The difference of two arms in this order."""
@@ -184,15 +186,17 @@ def _score(arm: Arm, known: _Known, others: Sequence[Arm], images: int) -> Score
     spread = Spread(trained.mean, sd, trained.design.trainings)
     interval = intervals.wilson(spread.mean, images) if images else intervals.percentiles(trained.drawn.mean(0))
     estimate = variance_components.of_score(trained, known.noise[trained.design.scope])
-    apart = known.guard.apart(arm, others) if known.guard else ()
+    not_ranked_because = known.guard.not_ranked_because(arm, others) if known.guard else ()
     retrained = intervals.student(*estimate)[0] if estimate else None
     by_training = bootstrap.scores(arm.counts())
-    return Score(arm, spread, interval, retrained, trained.design, apart=apart, by_training=by_training)
+    return Score(
+        arm, spread, interval, retrained, trained.design, not_ranked_because=not_ranked_because, by_training=by_training
+    )
 
 
 def _with_first(scores: Sequence[Score], known: _Known) -> tuple[Score, ...]:
     """The scores with the probability of being highest, over other images and, where known, training again."""
-    ranked = [score for score in scores if not score.apart]
+    ranked = [score for score in scores if not score.not_ranked_because]
     if not ranked:
         return tuple(scores)
     shares = first_shares([known.trained[score.arm.planned.id] for score in ranked], known.noise)
@@ -273,7 +277,7 @@ def _verdict(found: Difference, p_adjusted: float, by_images: float) -> Verdict:
     if found.conflicts:
         return "not comparable"
     if p_adjusted <= ALPHA:
-        return APART[found.scope]
+        return VERDICT_OF_SCOPE[found.scope]
     return "images" if by_images > ALPHA else "retraining"
 
 

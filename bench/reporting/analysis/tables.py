@@ -72,7 +72,7 @@ def _standing(score: Score | None) -> dict[str, Any]:
         "low_retrained": retrained[0],
         "high_retrained": retrained[1],
         "first": score.first if score else math.nan,
-        "apart": "; ".join(score.apart) if score else "",
+        "apart": "; ".join(score.not_ranked_because) if score else "",
     }
 
 
