@@ -15,7 +15,7 @@ from bench.errors import BenchError, ExitCode
 
 if TYPE_CHECKING:
     from bench.data.duplicates import Looks, Pair
-    from bench.data.inspection import Place, Split
+    from bench.data.inspection import InspectedSplit, Place
 
 SHOWN = 40  # pairs or files that a table shows; --json has all
 GENERATED = "generated"  # instead of a root hash, for data that lie in no files
@@ -125,7 +125,7 @@ def _decode(text: str) -> int | None:
     return int(text)
 
 
-def _checked(found: Iterable[Split]) -> str:
+def _checked(found: Iterable[InspectedSplit]) -> str:
     """What was found, a line per split, then what is wrong."""
     splits = list(found)
     there = [_split_row(split) for split in splits if split.images]
@@ -140,7 +140,7 @@ def _checked(found: Iterable[Split]) -> str:
     return "\n".join(lines)
 
 
-def _split_row(split: Split) -> dict[str, str]:
+def _split_row(split: InspectedSplit) -> dict[str, str]:
     sizes = [_range(values) for values in (split.widths, split.heights) if values]
     return {
         "split": split.name,

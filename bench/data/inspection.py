@@ -57,7 +57,7 @@ def places(task: Task, roots: Mapping[str, str], unlabelled: str = "") -> list[P
     return list(found.values())
 
 
-class Split(NamedTuple):
+class InspectedSplit(NamedTuple):
     """What a split was found to hold; `problems` are sentences, and then it is not fit to be reported on."""
 
     name: str
@@ -80,9 +80,9 @@ class Split(NamedTuple):
         return {**self._asdict(), "ok": not self.problems}
 
 
-def inspect(place: Place, decode: int | None) -> Split:
+def inspect(place: Place, decode: int | None) -> InspectedSplit:
     """Look at a split. decode: how many pictures are decoded, spread evenly; None: all of them."""
-    start = Split(place.name, place.roles)
+    start = InspectedSplit(place.name, place.roles)
     try:
         source = _opened(place, every_picture=decode is None)
         manifest = splits.manifest_of(source)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from bench.data.source import Source
-from bench.evaluation.loop import Split, batches, gather
+from bench.evaluation.loop import EvalSplit, batches, gather
 from bench.evaluation.metrics import accuracy
 from bench.files import write_atomic
 from bench.launch.distributed import autocast
@@ -48,7 +48,7 @@ class Answers(NamedTuple):
         write_atomic(path, sink.getvalue().to_pybytes())
 
 
-def nearest_neighbours(objective: Any, known: Split, asked: Split, accelerator: Accelerator) -> Answers:
+def nearest_neighbours(objective: Any, known: EvalSplit, asked: EvalSplit, accelerator: Accelerator) -> Answers:
     """What the 20 most similar images of `known` vote every image of `asked` to be.
 
     objective: has `features(batch)`, (B, D).
@@ -79,7 +79,7 @@ def vote(
 
 
 @torch.inference_mode()
-def extract(objective: Any, split: Split, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+def extract(objective: Any, split: EvalSplit, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """Features of all images of a split, scaled to length 1, (n, D), and their labels (n,), on every process."""
     was_training = objective.training
     objective.eval()

@@ -29,7 +29,7 @@ from bench.pipeline.transforms import normalise
 TRIED = 4  # label maps on which the metric is tried
 
 
-class Split(NamedTuple):
+class EvalSplit(NamedTuple):
     """Images to be scored, and how: `window` is the side of the network's input."""
 
     source: Source
@@ -56,7 +56,7 @@ class Scores(NamedTuple):
 
 def evaluate(
     objective: Objective,
-    split: Split,
+    split: EvalSplit,
     accelerator: Accelerator,
     *,
     logits: bool = False,
@@ -92,7 +92,7 @@ def evaluate(
     return Scores(split.scorer.summary(table), table)
 
 
-def batches(split: Split, accelerator: Accelerator, images: Sequence[int] | None = None) -> Iterator[Batch]:
+def batches(split: EvalSplit, accelerator: Accelerator, images: Sequence[int] | None = None) -> Iterator[Batch]:
     """This process's share of a split, or of some of its images: every n-th, from its own number on."""
     share = range(len(split.source)) if images is None else images
     mine = share[accelerator.process_index :: accelerator.num_processes]
@@ -103,7 +103,7 @@ def batches(split: Split, accelerator: Accelerator, images: Sequence[int] | None
 
 
 def _in_step(
-    own: Iterator[Batch], left: Sequence[int], split: Split, accelerator: Accelerator
+    own: Iterator[Batch], left: Sequence[int], split: EvalSplit, accelerator: Accelerator
 ) -> Iterator[Batch | None]:
     """As many batches on every process, None where there is no more: they ask each other after each."""
     for _ in range(math.ceil(len(left) / accelerator.num_processes / split.batch_size)):
@@ -118,7 +118,7 @@ def gather(tables: list[Table], images: int) -> Table:
 
 
 @torch.inference_mode()
-def predict(objective: Objective, batch: Batch, split: Split, device: torch.device) -> Outputs:
+def predict(objective: Objective, batch: Batch, split: EvalSplit, device: torch.device) -> Outputs:
     """Logits by head for a batch; for label maps the looks at each picture in turn."""
     if isinstance(split.scorer, Segmentation):
         at_once = max(1, HELD // (split.window**2 * split.scorer.classes))  # pictures: their logits are large
@@ -129,7 +129,7 @@ def predict(objective: Objective, batch: Batch, split: Split, device: torch.devi
 
 @torch.inference_mode()
 def _looks(
-    objective: Objective, batch: Batch, split: Split, device: torch.device, at_once: int
+    objective: Objective, batch: Batch, split: EvalSplit, device: torch.device, at_once: int
 ) -> Iterator[list[Look]]:
     """The looks at each picture of a batch, taken at so many pictures at once."""
     views = sizes(split.protocol).values()
@@ -147,13 +147,13 @@ def _looks(
             yield [(logits[number], times) for logits, times in found]
 
 
-def _standardised(pictures: Tensor | list[Tensor], split: Split, device: torch.device) -> Tensor:
+def _standardised(pictures: Tensor | list[Tensor], split: EvalSplit, device: torch.device) -> Tensor:
     """Pictures of one size as the network takes them: (B, 3, h, w)."""
     images = pictures if isinstance(pictures, Tensor) else torch.stack(pictures)
     return normalise(images.to(device), split.protocol.mean, split.protocol.std)
 
 
-def _tried(batch: Batch, split: Split) -> tuple[Batch, Through]:
+def _tried(batch: Batch, split: EvalSplit) -> tuple[Batch, Through]:
     """What the metric is tried on before it is believed, and what is done to answers on the way to it.
 
     Of label maps a few are enough, and of these a part that is larger than one window.
@@ -171,6 +171,6 @@ def _tried(batch: Batch, split: Split) -> tuple[Batch, Through]:
     return batch, through
 
 
-def scored(objective: Objective, split: Split, accelerator: Accelerator) -> Callable[[], dict[str, float]]:
+def scored(objective: Objective, split: EvalSplit, accelerator: Accelerator) -> Callable[[], dict[str, float]]:
     """A function that scores the objective as it is at that moment, for the training loop."""
     return lambda: evaluate(objective, split, accelerator).metrics

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.data.source import Source
-from bench.evaluation.loop import Scores, Split
+from bench.evaluation.loop import EvalSplit, Scores
 from bench.evaluation.metrics import hits, overlap
 from bench.evaluation.scorers import Segmentation, Table, right
 from bench.files import write_atomic
@@ -48,7 +48,7 @@ def _column(values: Any) -> pa.Array:
     return pa.array(values)
 
 
-def per_class(split: Split, scores: Scores) -> dict[str, float | None]:
+def per_class(split: EvalSplit, scores: Scores) -> dict[str, float | None]:
     """IoU of every class by name, in percent, None where it was never seen; nothing for classification."""
     if not isinstance(split.scorer, Segmentation):
         return {}

@@ -18,7 +18,7 @@ from bench.config.stage import Plan, Stage
 from bench.errors import BenchError
 from bench.files import discard, unwritable, write_atomic
 from bench.launch.settings import Settings
-from bench.pipeline.sampler import split
+from bench.pipeline.sampler import micro_batching
 from bench.runs.lease import ask_to_stop
 from bench.runs.run import Run
 
@@ -76,7 +76,7 @@ def check_batches(plan: Plan, execution: Execution) -> None:
         if stage.recipe is not None:
             micro = micro_batch(stage.recipe, execution)
             try:
-                split(stage.recipe.batch_size, execution.num_processes, micro, paired=_paired(stage.recipe))
+                micro_batching(stage.recipe.batch_size, execution.num_processes, micro, paired=_paired(stage.recipe))
             except BenchError as error:
                 raise BenchError(f"{stage.method}, {stage.kind}: {error}") from None
 

@@ -56,7 +56,9 @@ def is_paired(recipe: Recipe) -> bool:
     return recipe.mixup > 0 or recipe.cutmix > 0
 
 
-def split(batch_size: int, processes: int, micro: int | None = None, *, paired: bool = False) -> tuple[int, int]:
+def micro_batching(
+    batch_size: int, processes: int, micro: int | None = None, *, paired: bool = False
+) -> tuple[int, int]:
     """(micro-batch per process, accumulation steps) whose product with `processes` is exactly `batch_size`.
 
     micro: the largest part a device can hold, or None for no limit. paired: images are mixed in pairs, so a
@@ -108,7 +110,7 @@ class Batches:
     ) -> None:
         self.images, self.batch_size, self.seed, self.repeats = images, batch_size, seed, repeats
         self.paired, self.rank, self.processes = paired, rank, processes
-        self.micro, self.accumulation = split(batch_size, processes, micro, paired=paired)
+        self.micro, self.accumulation = micro_batching(batch_size, processes, micro, paired=paired)
         self.steps_per_epoch = steps_per_epoch(images, batch_size)
 
     def steps(self, epochs: float) -> int:

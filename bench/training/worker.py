@@ -25,7 +25,7 @@ from bench.data.splits import open_source, root_of
 from bench.environment import environment
 from bench.errors import BenchError, ExitCode
 from bench.evaluation.knn import nearest_neighbours
-from bench.evaluation.loop import Split, evaluate, scored
+from bench.evaluation.loop import EvalSplit, evaluate, scored
 from bench.evaluation.partial_results import Partial
 from bench.evaluation.predictions import per_class, write_predictions
 from bench.evaluation.sample_arrays import write_pictures
@@ -183,14 +183,14 @@ def _learn(stage: Stage, context: Context) -> tuple[dict[str, Any], list[str]]:
     """Train a stage; returns its results and the files it made."""
     run, settings, accelerator, _ = context
     objective = build.objective(stage, run).to(accelerator.device)
-    splits = {role: split(stage, role, settings) for role in _scored_roles(stage)}
+    splits = {role: scored_split(stage, role, settings) for role in _scored_roles(stage)}
     evaluations = {role: scored(objective, one, accelerator) for role, one in splits.items()}
     material = Material(source(stage.data["train"], settings), build.view(stage), evaluations)
     shown = (splits["val"].source, splits["val"].view) if "val" in splits else material[:2]
     results = train(stage, objective, material, context)
     outputs = [f"final/{path.name}" for path in sorted(run.path("final").glob("*.safetensors"))]
     if stage.kind == "probe":
-        known = split(stage, "train", settings)
+        known = scored_split(stage, "train", settings)
         answers = nearest_neighbours(objective, known, splits["val"], accelerator)
         results["metrics"] = {"knn_top1": answers.top1}
     if accelerator.is_main_process:
@@ -210,7 +210,9 @@ def _score(stage: Stage, context: Context) -> tuple[dict[str, Any], list[str]]:
     run, settings, accelerator, _ = context
     objective = build.scored(stage, run).to(accelerator.device)
     parent = None if stage.start else Run(Path(settings.parents[stage.parents["model"]]))
-    asked = split(stage, "val", settings, precision=_precision(parent) if parent else str(stage.options["precision"]))
+    asked = scored_split(
+        stage, "val", settings, precision=_precision(parent) if parent else str(stage.options["precision"])
+    )
     kept = Partial(run.path("checkpoints", "model"))
     found, averaged = evaluate(objective, asked, accelerator, logits=True, partial=kept, stop=context.stop), None
     if accelerator.is_main_process:
@@ -251,14 +253,14 @@ def _scored_roles(stage: Stage) -> list[str]:
     return [role for role in wanted if role in stage.data]
 
 
-def split(stage: Stage, role: str, settings: Settings, *, precision: str | None = None) -> Split:
+def scored_split(stage: Stage, role: str, settings: Settings, *, precision: str | None = None) -> EvalSplit:
     """One of a stage's splits, to be scored by its protocol."""
     classes = stage.model.classes
     seen = source(stage.data[role], settings)
     scorer: Scorer = Segmentation(classes, stage.protocol.ignore_label)
     if not stage.model.decoder:
         scorer = classifier(classes, stage.protocol, seen)
-    return Split(
+    return EvalSplit(
         source=seen,
         view=build.scoring_view(stage),
         scorer=scorer,

@@ -16,7 +16,7 @@ from bench.config.stage import Data
 from bench.data import splits
 from bench.data.datasets.suites import ranks, synsets
 from bench.errors import BenchError
-from bench.evaluation.loop import Split, evaluate
+from bench.evaluation.loop import EvalSplit, evaluate
 from bench.evaluation.predictions import write_predictions
 from bench.evaluation.scorers import Classification, LabelSets, check, classifier
 from bench.launch.distributed import connect
@@ -224,7 +224,7 @@ class Stubborn(Objective):
 
 def scored(objective, source, folder: Path, **rules):
     protocol = Protocol(resolution=8, crop_ratio=1.0, **rules)
-    split = Split(source, eval_view(protocol), classifier(1000, protocol, source), protocol, window=8)
+    split = EvalSplit(source, eval_view(protocol), classifier(1000, protocol, source), protocol, window=8)
     scores = evaluate(objective, split, connect(Settings()))
     write_predictions(folder / "predictions.parquet", scores, source)
     return scores.metrics, pd.read_parquet(folder / "predictions.parquet")

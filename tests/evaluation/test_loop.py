@@ -12,7 +12,7 @@ from toys import CLASSES, Numbers, StopAt, Toy, plain
 
 from bench.config.schema import Protocol
 from bench.errors import BenchError
-from bench.evaluation.loop import Split, batches, evaluate, gather, predict
+from bench.evaluation.loop import EvalSplit, batches, evaluate, gather, predict
 from bench.evaluation.metrics import areas, overlap, total
 from bench.evaluation.partial_results import Partial
 from bench.evaluation.predictions import per_class, write_predictions
@@ -33,8 +33,10 @@ def accelerator():
     return connect(Settings())
 
 
-def split_of(source, scorer=None, **changes) -> Split:
-    return Split(source, plain, scorer or Classification(CLASSES), PROTOCOL, window=4, batch_size=5)._replace(**changes)
+def split_of(source, scorer=None, **changes) -> EvalSplit:
+    return EvalSplit(source, plain, scorer or Classification(CLASSES), PROTOCOL, window=4, batch_size=5)._replace(
+        **changes
+    )
 
 
 class Maps(Numbers):
@@ -221,9 +223,9 @@ class Columns(Objective):
         return {"logits": image * torch.linspace(0.5, 2, image.shape[-1])}
 
 
-def segmented(protocol: Protocol, source=None, **changes) -> Split:
+def segmented(protocol: Protocol, source=None, **changes) -> EvalSplit:
     source = source or Scenes(4)
-    return Split(source, map_eval_view(protocol), Segmentation(3, 255), protocol, window=8, **changes)
+    return EvalSplit(source, map_eval_view(protocol), Segmentation(3, 255), protocol, window=8, **changes)
 
 
 def naive(index: int, protocol: Protocol) -> np.ndarray:

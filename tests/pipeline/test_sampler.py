@@ -7,7 +7,7 @@ import torch
 
 from bench.errors import BenchError
 from bench.pipeline.dataloader import loader
-from bench.pipeline.sampler import Batches, order, planned_steps, split, steps_per_epoch
+from bench.pipeline.sampler import Batches, micro_batching, order, planned_steps, steps_per_epoch
 
 
 def seen(batches: Batches, step: int) -> list[int]:
@@ -90,7 +90,7 @@ def test_steps_are_rounded_to_whole_ones():
 )
 def test_a_batch_that_does_not_divide_is_refused_with_the_numbers_that_fit(arguments, fitting):
     with pytest.raises(BenchError, match=fitting):
-        split(**arguments)
+        micro_batching(**arguments)
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused():
