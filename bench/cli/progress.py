@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.config.stage import Plan, Stage
 from bench.errors import BenchError
-from bench.launch.scheduler import Fate, Watcher
+from bench.launch.scheduler import Result, Watcher
 from bench.runs.run import Run
 
 if TYPE_CHECKING:
@@ -84,12 +84,12 @@ class Teller(Watcher):
         self.since.update(dict.fromkeys((stage.key for stage in stages), time.monotonic()))
         self.say(f"start   {' + '.join(name_of(stage) for stage in stages)}; logs in {run.root}")
 
-    def ended(self, stage: Stage, run: Run, fate: Fate, reason: str) -> None:
-        self.finished += fate == "done"
-        ran = fate != "blocked" and stage.key in self.since
+    def ended(self, stage: Stage, run: Run, result: Result, reason: str) -> None:
+        self.finished += result == "done"
+        ran = result != "blocked" and stage.key in self.since
         took = f" after {duration(time.monotonic() - self.since[stage.key])}" if ran else ""
         why = f": {reason}" if reason else ""
-        self.say(f"{fate:7} {name_of(stage)} ({run.root.name}){took}{why}")
+        self.say(f"{result:7} {name_of(stage)} ({run.root.name}){took}{why}")
         for keys in self.together:
             if stage.key in keys:
                 self.since.update(dict.fromkeys(keys, time.monotonic()))
@@ -147,8 +147,8 @@ class Bars(Teller):
         self.study = self.progress.add_task(plan.study.name, total=self.total, completed=finished, told="")
         self.progress.start()
 
-    def ended(self, stage: Stage, run: Run, fate: Fate, reason: str) -> None:
-        super().ended(stage, run, fate, reason)
+    def ended(self, stage: Stage, run: Run, result: Result, reason: str) -> None:
+        super().ended(stage, run, result, reason)
         if stage.key in self.bars:
             self.progress.remove_task(self.bars.pop(stage.key))
 

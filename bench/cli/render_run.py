@@ -33,7 +33,7 @@ def outcome_json(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "exit_code": outcome.exit_code,
         "stages": [
             {"folder": stage.folder, "key": key, "kind": stage.kind, "method": stage.method, "task": stage.task,
-             "seed": stage.seed, "fate": outcome.fates.get(key, "interrupted"), "reason": outcome.reasons.get(key, "")}
+             "seed": stage.seed, "fate": outcome.results.get(key, "interrupted"), "reason": outcome.reasons.get(key, "")}
             for key, stage in plan.stages.items()
         ],
     }  # fmt: skip
@@ -41,11 +41,11 @@ def outcome_json(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 def outcome_text(plan: Plan, outcome: Outcome, output: Path) -> str:
     """What became of a plan, in a few lines."""
-    fates = [outcome.fates.get(key, "interrupted") for key in plan.stages]
-    counted = ", ".join(f"{fates.count(fate)} {fate}" for fate in dict.fromkeys(fates))
-    lines = [f"{plan.study.name}: {len(fates)} stages: {counted}"]
+    results = [outcome.results.get(key, "interrupted") for key in plan.stages]
+    counted = ", ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results))
+    lines = [f"{plan.study.name}: {len(results)} stages: {counted}"]
     lines += [f"failed: {name_of(plan.stages[key])}, see {Path(output) / 'runs' / plan.stages[key].folder}"
-              for key, fate in outcome.fates.items() if fate == "failed"]  # fmt: skip
+              for key, result in outcome.results.items() if result == "failed"]  # fmt: skip
     if outcome.exit_code in (75, 130, 143):
         lines.append("the same command goes on from here")
     else:

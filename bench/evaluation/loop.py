@@ -16,8 +16,8 @@ from torch import Tensor
 from bench.config.schema import Protocol
 from bench.data.source import Source
 from bench.evaluation.partial_results import Partial
-from bench.evaluation.scorers import Outputs, Scorer, Segmentation, Table, Through, check, joined
-from bench.evaluation.sliding_window import HELD, Look, Looking
+from bench.evaluation.scorers import Outputs, PipelineOfAnswers, Scorer, Segmentation, Table, check, joined
+from bench.evaluation.sliding_window import MAX_LOGITS, SlidingWindow, WindowLogits
 from bench.launch.distributed import autocast
 from bench.launch.signals import Interrupted, Stop
 from bench.methods.objective import Objective
@@ -42,9 +42,9 @@ class EvalSplit(NamedTuple):
     workers: int = 0
 
     @property
-    def looking(self) -> Looking:
+    def sliding_window(self) -> SlidingWindow:
         """How pictures with label maps are looked at."""
-        return Looking(self.window, self.protocol.stride, self.protocol.flip)
+        return SlidingWindow(self.window, self.protocol.stride, self.protocol.flip)
 
 
 class Scores(NamedTuple):
@@ -78,7 +78,7 @@ def evaluate(
     for number, batch in enumerate(_in_step(batches(split, accelerator, left), left, split, accelerator)):
         if batch is not None:
             if number == 0:
-                check(split.scorer, *_tried(batch, split))
+                check(split.scorer, *_sanity_batch(batch, split))
             rows = split.scorer.rows(predict(objective, batch, split, accelerator.device), batch)
             tables.append(rows if logits else {name: rows[name] for name in rows if name != "logits"})
             if partial:
@@ -121,16 +121,16 @@ def gather(tables: list[Table], images: int) -> Table:
 def predict(objective: Objective, batch: Batch, split: EvalSplit, device: torch.device) -> Outputs:
     """Logits by head for a batch; for label maps the looks at each picture in turn."""
     if isinstance(split.scorer, Segmentation):
-        at_once = max(1, HELD // (split.window**2 * split.scorer.classes))  # pictures: their logits are large
-        return {"looks": _looks(objective, batch, split, device, at_once)}
+        at_once = max(1, MAX_LOGITS // (split.window**2 * split.scorer.classes))  # pictures: their logits are large
+        return {"window_logits": _window_logits(objective, batch, split, device, at_once)}
     with autocast(device, split.precision):
         return objective.predict(ready(batch, device, split.protocol))
 
 
 @torch.inference_mode()
-def _looks(
+def _window_logits(
     objective: Objective, batch: Batch, split: EvalSplit, device: torch.device, at_once: int
-) -> Iterator[list[Look]]:
+) -> Iterator[list[WindowLogits]]:
     """The looks at each picture of a batch, taken at so many pictures at once."""
     views = sizes(split.protocol).values()
     if any(not isinstance(batch[name], Tensor) for name, _ in views):
@@ -142,7 +142,7 @@ def _looks(
 
     for first in range(0, len(batch["map"]), at_once):
         seen = [(_standardised(batch[name][first : first + at_once], split, device), times) for name, times in views]
-        found = split.looking(network, seen)
+        found = split.sliding_window(network, seen)
         for number in range(len(found[0][0])):
             yield [(logits[number], times) for logits, times in found]
 
@@ -153,7 +153,7 @@ def _standardised(pictures: Tensor | list[Tensor], split: EvalSplit, device: tor
     return normalise(images.to(device), split.protocol.mean, split.protocol.std)
 
 
-def _tried(batch: Batch, split: EvalSplit) -> tuple[Batch, Through]:
+def _sanity_batch(batch: Batch, split: EvalSplit) -> tuple[Batch, PipelineOfAnswers]:
     """What the metric is tried on before it is believed, and what is done to answers on the way to it.
 
     Of label maps a few are enough, and of these a part that is larger than one window.
@@ -163,12 +163,16 @@ def _tried(batch: Batch, split: EvalSplit) -> tuple[Batch, Through]:
         maps = [labels[:side, :side] for labels in batch["map"][:TRIED]]
         batch = {"index": batch["index"][:TRIED], "map": maps}
 
-    def through(answers: Tensor) -> list[Look]:
-        looking = split.looking._replace(window=max(answers.shape)) if split.protocol.whole else split.looking
-        looks = looking(lambda answer: answer, [(answers, times) for _, times in sizes(split.protocol).values()])
-        return [(found[0], times) for found, times in looks]
+    def pipeline_of_answers(answers: Tensor) -> list[WindowLogits]:
+        sliding_window = (
+            split.sliding_window._replace(window=max(answers.shape)) if split.protocol.whole else split.sliding_window
+        )
+        window_logits = sliding_window(
+            lambda answer: answer, [(answers, times) for _, times in sizes(split.protocol).values()]
+        )
+        return [(found[0], times) for found, times in window_logits]
 
-    return batch, through
+    return batch, pipeline_of_answers
 
 
 def scored(objective: Objective, split: EvalSplit, accelerator: Accelerator) -> Callable[[], dict[str, float]]:

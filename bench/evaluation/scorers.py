@@ -18,12 +18,14 @@ from torch import Tensor
 from bench.config import schema
 from bench.errors import BenchError
 from bench.evaluation.metrics import Areas, accuracy, areas, overlap, top_classes
-from bench.evaluation.sliding_window import Look, decided
+from bench.evaluation.sliding_window import WindowLogits, decided
 from bench.pipeline.dataloader import Batch
 
 Table = dict[str, np.ndarray]
-Outputs = Mapping[str, Any]  # logits by head, (B, K); or "looks", of every picture in turn
-Through = Callable[[Tensor], list[Look]]  # how answers (1, K, H, W) given as pictures come out of an evaluation
+Outputs = Mapping[str, Any]  # logits by head, (B, K); or "window_logits", of every picture in turn
+PipelineOfAnswers = Callable[
+    [Tensor], list[WindowLogits]
+]  # how answers (1, K, H, W) given as pictures come out of an evaluation
 
 
 class Scorer(Protocol):
@@ -37,7 +39,7 @@ class Scorer(Protocol):
         """Scores of a whole split; the first is the headline."""
         ...
 
-    def oracle(self, batch: Batch, shift: int, through: Through) -> Outputs:
+    def oracle(self, batch: Batch, shift: int, pipeline_of_answers: PipelineOfAnswers) -> Outputs:
         """Outputs that answer with the label plus `shift` everywhere."""
         ...
 
@@ -97,7 +99,7 @@ class Classification:
             scores[f"top1_{name.removeprefix('prediction_')}"] = accuracy(table[name][:, None], labels, 1)
         return scores
 
-    def oracle(self, batch: Batch, shift: int, through: Through) -> Outputs:
+    def oracle(self, batch: Batch, shift: int, pipeline_of_answers: PipelineOfAnswers) -> Outputs:
         place = torch.searchsorted(self.among, batch["label"].clamp(min=0))
         answers = self.among[(place + shift) % len(self.among)]
         return {"logits": F.one_hot(answers, self.classes).float()}
@@ -128,7 +130,7 @@ class LabelSets(Classification):
         known = torch.zeros(len(sets), self.classes + 1, dtype=torch.bool)
         return known.scatter_(1, sets % (self.classes + 1), True)[:, : self.classes]  # -1 falls into the last column
 
-    def oracle(self, batch: Batch, shift: int, through: Through) -> Outputs:
+    def oracle(self, batch: Batch, shift: int, pipeline_of_answers: PipelineOfAnswers) -> Outputs:
         """The label; with a shift the next class after it that is not in the set."""
         order = (batch["label"][:, None] + shift + torch.arange(self.classes)) % self.classes  # (B, K)
         wanted = self._inside(batch).gather(1, order) == (shift == 0)
@@ -156,12 +158,15 @@ class Segmentation:
 
     def rows(self, outputs: Outputs, batch: Batch) -> Table:
         """intersect, predicted, labelled: pixels of each class, (B, K) int64. Only one picture's looks are held."""
-        found = [self._areas(looks, labels) for looks, labels in zip(outputs["looks"], batch["map"], strict=True)]
+        found = [
+            self._areas(window_logits, labels)
+            for window_logits, labels in zip(outputs["window_logits"], batch["map"], strict=True)
+        ]
         columns = {name: np.stack([getattr(one, name) for one in found]) for name in Areas._fields}
         return {"index": batch["index"].numpy(), **columns}
 
-    def _areas(self, looks: list[Look], labels: Tensor) -> Areas:
-        prediction = decided(looks, (labels.shape[0], labels.shape[1]))
+    def _areas(self, window_logits: list[WindowLogits], labels: Tensor) -> Areas:
+        prediction = decided(window_logits, (labels.shape[0], labels.shape[1]))
         return areas(prediction, labels.to(prediction.device), self.classes, self.ignore_label)
 
     def summary(self, table: Table) -> dict[str, float]:
@@ -172,21 +177,23 @@ class Segmentation:
         """Areas summed over all images."""
         return Areas(*(table[name].sum(axis=0) for name in Areas._fields))
 
-    def oracle(self, batch: Batch, shift: int, through: Through) -> Outputs:
-        return {"looks": (through(self._answer(labels, shift)) for labels in batch["map"])}
+    def oracle(self, batch: Batch, shift: int, pipeline_of_answers: PipelineOfAnswers) -> Outputs:
+        return {"window_logits": (pipeline_of_answers(self._answer(labels, shift)) for labels in batch["map"])}
 
     def _answer(self, labels: Tensor, shift: int) -> Tensor:
         shown = ((labels.long() % self.classes) + shift) % self.classes
         return (shown == torch.arange(self.classes)[:, None, None])[None].float()
 
 
-def check(scorer: Scorer, batch: Batch, through: Through = lambda answers: [(answers[0], 1)]) -> None:
+def check(
+    scorer: Scorer, batch: Batch, pipeline_of_answers: PipelineOfAnswers = lambda answers: [(answers[0], 1)]
+) -> None:
     """AssertionError unless a perfect predictor scores 100 on these images, and one that is off by one scores 0.
 
     through: takes label maps that are answers, as if they were pictures, through all that is done to pictures.
     """
     for shift, expected in ((0, 100.0), (1, 0.0)):
-        outputs = scorer.oracle(batch, shift, through)
+        outputs = scorer.oracle(batch, shift, pipeline_of_answers)
         name, found = next(iter(scorer.summary(scorer.rows(outputs, batch)).items()))
         unlabelled = math.isnan(found)  # nothing in these images counts, so nothing can be checked on them
         assert unlabelled or math.isclose(found, expected, abs_tol=1e-9), (

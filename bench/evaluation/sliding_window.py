@@ -14,19 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Network = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w)
-Look = tuple[Tensor, int]  # logits (..., K, h, w) of pictures as they were seen once, and how often that counts
+WindowLogits = tuple[Tensor, int]  # logits (..., K, h, w) of pictures as they were seen once, and how often that counts
 AT_ONCE = 4  # windows of a large picture that go through the network together
-HELD = 2**24  # numbers held at once when logits are brought to the size of a label map: 64 MiB
+MAX_LOGITS = 2**24  # numbers held at once when logits are brought to the size of a label map: 64 MiB
 
 
-class Looking(NamedTuple):
+class SlidingWindow(NamedTuple):
     """How pictures are looked at. window: the side of the network's input; stride 0: two thirds of it."""
 
     window: int
     stride: int = 0
     flip: bool = False
 
-    def __call__(self, network: Network, seen: Iterable[tuple[Tensor, int]]) -> list[Look]:
+    def __call__(self, network: Network, seen: Iterable[tuple[Tensor, int]]) -> list[WindowLogits]:
         """The looks at pictures (B, C, h, w) of one or more sizes, each with its weight."""
         found = []
         for pictures, weight in seen:
@@ -78,24 +78,24 @@ def starts(side: int, window: int, stride: int) -> list[int]:
     return [max(min(number * stride + window, side) - window, 0) for number in range(count)]
 
 
-def decided(looks: Sequence[Look], size: tuple[int, int]) -> Tensor:
+def decided(window_logits: Sequence[WindowLogits], size: tuple[int, int]) -> Tensor:
     """The classes (H, W) that looks (K, h, w) at one picture speak for, at the size of its label map.
 
     Logits are brought to that size bilinearly before anything is decided; of several looks the probabilities are
     averaged there. A strip of rows at a time: a picture of any size takes 64 MiB.
     """
     height, width = size
-    rows = max(1, HELD // (looks[0][0].shape[-3] * width))
+    rows = max(1, MAX_LOGITS // (window_logits[0][0].shape[-3] * width))
     strips = [range(top, min(top + rows, height)) for top in range(0, height, rows)]
-    return torch.cat([_score(looks, size, strip).argmax(0) for strip in strips])
+    return torch.cat([_score(window_logits, size, strip).argmax(0) for strip in strips])
 
 
-def _score(looks: Sequence[Look], size: tuple[int, int], strip: range) -> Tensor:
+def _score(window_logits: Sequence[WindowLogits], size: tuple[int, int], strip: range) -> Tensor:
     """(K, rows, W), the highest of which wins."""
-    if len(looks) == 1:
-        return enlarged(looks[0][0], size, strip)
-    total = enlarged(looks[0][0], size, strip).softmax(0) * looks[0][1]
-    for logits, weight in looks[1:]:
+    if len(window_logits) == 1:
+        return enlarged(window_logits[0][0], size, strip)
+    total = enlarged(window_logits[0][0], size, strip).softmax(0) * window_logits[0][1]
+    for logits, weight in window_logits[1:]:
         total += weight * enlarged(logits, size, strip).softmax(0)
     return total
 

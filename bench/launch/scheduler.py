@@ -21,7 +21,7 @@ from bench.runs.store import runs_folder, save_plan
 POLL_SECONDS = 0.2
 ASK_AGAIN_SECONDS = 2.0  # a worker that was still importing did not hear the first request
 
-Fate = Literal["done", "failed", "blocked", "interrupted"]
+Result = Literal["done", "failed", "blocked", "interrupted"]
 
 
 class Unit(NamedTuple):
@@ -39,7 +39,7 @@ class Unit(NamedTuple):
 class Outcome(NamedTuple):
     """What became of the stages of a plan. `signal`: the number that stopped everything, or 0."""
 
-    fates: dict[str, Fate]
+    results: dict[str, Result]
     reasons: dict[str, str]
     signal: int = 0
 
@@ -48,8 +48,8 @@ class Outcome(NamedTuple):
         """0 done, 1 a stage failed, 75 interrupted from outside, 128 + n by signal n."""
         if self.signal:
             return 128 + self.signal
-        fates = set(self.fates.values())
-        return 1 if "failed" in fates else 75 if "interrupted" in fates else 0
+        results = set(self.results.values())
+        return 1 if "failed" in results else 75 if "interrupted" in results else 0
 
 
 class Watcher(Protocol):
@@ -61,7 +61,7 @@ class Watcher(Protocol):
     def started(self, stages: Sequence[Stage], run: Run) -> None:
         """A launch starts; its logs are in `run`."""
 
-    def ended(self, stage: Stage, run: Run, fate: Fate, reason: str) -> None:
+    def ended(self, stage: Stage, run: Run, result: Result, reason: str) -> None:
         """A stage has met its fate."""
 
     def waiting(self, stage: Stage, holder: Mapping[str, Any]) -> None:
@@ -185,9 +185,9 @@ class _Walk:
     ) -> None:
         self.plan, self.runs, self.execution = plan, runs, execution
         self.watcher, self.caught, self.worker = watcher, caught, worker
-        self.fates: dict[str, Fate] = {key: "done" for key, run in runs.items() if run.is_done()}
+        self.results: dict[str, Result] = {key: "done" for key, run in runs.items() if run.is_done()}
         self.reasons: dict[str, str] = {}
-        self.waiting = units(plan, lambda stage: stage.key in self.fates)
+        self.waiting = units(plan, lambda stage: stage.key in self.results)
         self.urgency = urgency(self.waiting)
         self.free: list[Slot] = local.slots(execution, widest(self.waiting)) if self.waiting else []
         self.running: dict[Launch, Unit] = {}
@@ -196,7 +196,7 @@ class _Walk:
 
     def go(self) -> Outcome:
         """Walk until nothing runs and nothing can start."""
-        self.watcher.begin(self.plan, len(self.fates))
+        self.watcher.begin(self.plan, len(self.results))
         while self.running or (self.waiting and not self.caught):
             self.notice()
             self.reap()
@@ -208,13 +208,13 @@ class _Walk:
             self.watcher.tick([(stage, self.runs[stage.key]) for stage in self.under_way()])
             time.sleep(POLL_SECONDS)
         for unit in self.waiting:
-            self.settle(unit, "interrupted", "not started")
-        return Outcome(self.fates, self.reasons, self.caught[0] if self.caught else 0)
+            self.record_unit_result(unit, "interrupted", "not started")
+        return Outcome(self.results, self.reasons, self.caught[0] if self.caught else 0)
 
     def under_way(self) -> list[Stage]:
         """The stage that each launch is at, and those that other processes are at."""
         own = [
-            next((stage for stage in unit.stages if self.fates.get(stage.key) != "done"), unit.stages[-1])
+            next((stage for stage in unit.stages if self.results.get(stage.key) != "done"), unit.stages[-1])
             for unit in self.running.values()
         ]
         return own + [self.plan.stages[key] for key in self.elsewhere - {stage.key for stage in own}]
@@ -231,47 +231,53 @@ class _Walk:
             self.free.append(launch.slot)
             left = [stage for stage in unit.stages if not self.found_done(stage)]
             if left and self.runs[left[0].key].holder() is None:
-                self.judge(left.pop(0), launch)
+                self.result_of_ended_launch(left.pop(0), launch)
             # What rode along, or is done by another bench, waits again: perhaps it needs nothing that failed.
             self.waiting += [Unit((stage,)) for stage in left]
 
-    def judge(self, stage: Stage, launch: Launch) -> None:
+    def result_of_ended_launch(self, stage: Stage, launch: Launch) -> None:
         """The fate of the stage that a launch was at when it ended."""
         status = self.runs[stage.key].written_status()
         fresh = status.time >= launch.began
         if fresh and status.state == "failed":
-            self.meet(stage, "failed", f"{status.error}\n{_end_of_log(launch)}")
+            self.record_result(stage, "failed", f"{status.error}\n{_end_of_log(launch)}")
         elif self.caught or (fresh and status.state == "interrupted"):
-            self.meet(stage, "interrupted", f"after step {status.step} of {status.steps}" if fresh else "not started")
+            self.record_result(
+                stage, "interrupted", f"after step {status.step} of {status.steps}" if fresh else "not started"
+            )
         else:
             code = launch.process.returncode
-            self.meet(stage, "failed", f"its process ended without a word, exit code {code}\n{_end_of_log(launch)}")
+            self.record_result(
+                stage, "failed", f"its process ended without a word, exit code {code}\n{_end_of_log(launch)}"
+            )
 
-    def meet(self, stage: Stage, fate: Fate, reason: str = "") -> None:
+    def record_result(self, stage: Stage, result: Result, reason: str = "") -> None:
         """Remember the fate of a stage and tell."""
-        self.fates[stage.key] = fate
+        self.results[stage.key] = result
         if reason:
             self.reasons[stage.key] = reason
-        self.watcher.ended(stage, self.runs[stage.key], fate, reason)
+        self.watcher.ended(stage, self.runs[stage.key], result, reason)
 
-    def settle(self, unit: Unit, fate: Fate, reason: str) -> None:
+    def record_unit_result(self, unit: Unit, result: Result, reason: str) -> None:
         """The same fate for all stages of a unit."""
         for stage in unit.stages:
-            self.meet(stage, fate, reason)
+            self.record_result(stage, result, reason)
 
     def block(self) -> None:
         """Give up what depends on a stage that will not be finished."""
         for unit in list(self.waiting):
-            lost = [key for key in unit.needs if self.fates.get(key) in ("failed", "blocked", "interrupted")]
+            lost = [key for key in unit.needs if self.results.get(key) in ("failed", "blocked", "interrupted")]
             if lost:
                 self.waiting.remove(unit)
-                why: Fate = "interrupted" if self.fates[lost[0]] == "interrupted" else "blocked"
-                self.settle(unit, why, f"needs {self.runs[lost[0]].root.name}, which is {self.fates[lost[0]]}")
+                why: Result = "interrupted" if self.results[lost[0]] == "interrupted" else "blocked"
+                self.record_unit_result(
+                    unit, why, f"needs {self.runs[lost[0]].root.name}, which is {self.results[lost[0]]}"
+                )
 
     def launch_ready(self) -> None:
         """Start what can start, the longest way first; leave to others what they are at."""
         for unit in sorted(self.waiting, key=lambda unit: -self.urgency.get(unit.stages[0].key, 0)):
-            if any(self.fates.get(key) != "done" for key in unit.needs):
+            if any(self.results.get(key) != "done" for key in unit.needs):
                 continue
             if self.is_elsewhere(unit):
                 continue
@@ -297,9 +303,9 @@ class _Walk:
 
     def found_done(self, stage: Stage) -> bool:
         """Whether a stage is done by now, here or by another process."""
-        if self.fates.get(stage.key) != "done" and self.runs[stage.key].is_done():
-            self.meet(stage, "done")
-        return self.fates.get(stage.key) == "done"
+        if self.results.get(stage.key) != "done" and self.runs[stage.key].is_done():
+            self.record_result(stage, "done")
+        return self.results.get(stage.key) == "done"
 
     def launch(self, unit: Unit) -> None:
         """Start a unit on a free slot."""
@@ -308,7 +314,7 @@ class _Walk:
             launch = local.start(unit.stages, self.runs, slot, self.execution, self.worker)
         except BenchError as error:
             self.free.append(slot)
-            return self.settle(unit, "failed", str(error))
+            return self.record_unit_result(unit, "failed", str(error))
         self.running[launch] = unit
         self.watcher.started(unit.stages, launch.runs[0])
 

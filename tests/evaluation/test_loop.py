@@ -17,7 +17,7 @@ from bench.evaluation.metrics import areas, overlap, total
 from bench.evaluation.partial_results import Partial
 from bench.evaluation.predictions import per_class, write_predictions
 from bench.evaluation.scorers import Classification, Segmentation, check
-from bench.evaluation.sliding_window import Looking, decided, slide
+from bench.evaluation.sliding_window import SlidingWindow, decided, slide
 from bench.launch.distributed import connect
 from bench.launch.settings import Settings
 from bench.launch.signals import Interrupted
@@ -163,7 +163,7 @@ def test_maps_are_scored_at_their_own_size(accelerator):
 def test_large_pictures_of_several_sizes_are_seen_through_windows(accelerator):
     batch = {name: [WideMaps()[index][name] for index in range(3)] for name in ("image", "map")}
     outputs = predict(Brightest(), batch, split_of(WideMaps(), Segmentation(3, 255)), accelerator.device)
-    for image, [(logits, _)] in zip(batch["image"], outputs["looks"], strict=True):
+    for image, [(logits, _)] in zip(batch["image"], outputs["window_logits"], strict=True):
         expected = (image / 255 - torch.tensor(PROTOCOL.mean)[:, None, None]) / torch.tensor(PROTOCOL.std)[
             :, None, None
         ]
@@ -251,8 +251,8 @@ def test_several_sizes_and_mirror_images_have_their_probabilities_averaged(accel
     protocol = Protocol(resolution=8, interpolation="bilinear", stride=5, scales=(0.5, 1.0, 1.5), flip=True)
     split = segmented(protocol)
     batch = next(batches(split, accelerator))
-    looks = list(predict(Columns(), batch, split, accelerator.device)["looks"])
-    for index, found in enumerate(looks):
+    window_logits = list(predict(Columns(), batch, split, accelerator.device)["window_logits"])
+    for index, found in enumerate(window_logits):
         assert [times for _, times in found] == [2, 2, 1, 1]  # 0.5 is as large as 1, a picture fills a window
         assert np.array_equal(decided(found, scene(index)["map"].shape).numpy(), naive(index, protocol))
     parts = [areas(torch.from_numpy(naive(i, protocol)), torch.from_numpy(scene(i)["map"]), 3, 255) for i in range(4)]
@@ -264,7 +264,7 @@ def test_a_squeezed_picture_is_one_square_of_the_networks_size(accelerator):
     split = segmented(protocol)
     batch = next(batches(split, accelerator))
     assert batch["image"].shape == (4, 3, 8, 8)
-    for index, [(logits, _)] in enumerate(predict(Columns(), batch, split, accelerator.device)["looks"]):
+    for index, [(logits, _)] in enumerate(predict(Columns(), batch, split, accelerator.device)["window_logits"]):
         image = scene(index)["image"].resize((8, 8), Image.Resampling.BILINEAR)
         pixels = normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], protocol.mean, protocol.std)
         torch.testing.assert_close(logits, Columns().predict({"image": pixels})["logits"][0])
@@ -279,7 +279,7 @@ def test_a_picture_that_does_not_fill_a_window_is_padded_for_the_network_alone()
         return images
 
     picture = torch.randn(1, 3, 5, 20)
-    [(logits, _)] = Looking(8)(network, [(picture, 1)])
+    [(logits, _)] = SlidingWindow(8)(network, [(picture, 1)])
     torch.testing.assert_close(logits, picture)
 
 
@@ -292,8 +292,8 @@ def test_strips_decide_as_the_whole_picture_does(monkeypatch):
 
 
 def test_a_mirror_image_that_is_not_turned_back_is_noticed_before_anything_is_scored(accelerator, monkeypatch):
-    monkeypatch.setattr(Looking, "__call__", lambda looking, network, seen: [
-        (looking._logits(network, pictures.flip(-1)), times) for pictures, times in seen
+    monkeypatch.setattr(SlidingWindow, "__call__", lambda sliding_window, network, seen: [
+        (sliding_window._logits(network, pictures.flip(-1)), times) for pictures, times in seen
     ])  # fmt: skip
     with pytest.raises(AssertionError, match=r"label \+ 0 is .*, not 100"):
         evaluate(Columns(), segmented(Protocol(resolution=8, flip=True)), accelerator)

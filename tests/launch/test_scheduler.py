@@ -106,7 +106,7 @@ def test_width_counts_what_can_run_side_by_side() -> None:
 def test_a_finished_plan_is_not_run_again(tmp_path: Path) -> None:
     plan = planned("vit")
     first = walk(plan, tmp_path)
-    assert (first.exit_code, set(first.fates.values())) == (0, {"done"})
+    assert (first.exit_code, set(first.results.values())) == (0, {"done"})
     assert read_plan(tmp_path, "walk") == plan
     watcher = RecordingWatcher()
     assert walk(plan, tmp_path, watcher).exit_code == 0
@@ -118,8 +118,8 @@ def test_a_failure_stops_only_what_depends_on_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PRETEND_FAIL", "teacher demo")
     plan, watcher = planned("vit", "deit"), RecordingWatcher()
     outcome = walk(plan, tmp_path, watcher)
-    fates = {(stage.method, stage.kind): outcome.fates[key] for key, stage in plan.stages.items()}
-    assert fates == {
+    results = {(stage.method, stage.kind): outcome.results[key] for key, stage in plan.stages.items()}
+    assert results == {
         ("vit", "supervised"): "done",
         ("vit", "evaluate"): "done",
         ("deit", "teacher"): "failed",
@@ -140,16 +140,16 @@ def test_what_rode_along_behind_a_failure_runs_when_it_does_not_need_it(
     study = Study(name="ride", tasks=("demo", "demo-seg"), size="nano", arms=(Arm(method="vit"),))
     plan = make_plan(Request(study, places()))
     outcome = walk(plan, tmp_path)
-    fates = {(stage.kind, stage.task): outcome.fates[key] for key, stage in plan.stages.items()}
-    assert fates.pop(("evaluate", "demo")) == "failed"
-    assert set(fates.values()) == {"done"}
+    results = {(stage.kind, stage.task): outcome.results[key] for key, stage in plan.stages.items()}
+    assert results.pop(("evaluate", "demo")) == "failed"
+    assert set(results.values()) == {"done"}
 
 
 def test_a_process_that_dies_without_a_word_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRETEND_DIE", "supervised demo")
     plan = planned("vit")
     outcome = walk(plan, tmp_path)
-    assert sorted(outcome.fates.values()) == ["blocked", "failed"]
+    assert sorted(outcome.results.values()) == ["blocked", "failed"]
     assert any("SIGKILL" in reason for reason in outcome.reasons.values())
     monkeypatch.delenv("PRETEND_DIE")
     assert walk(plan, tmp_path).exit_code == 0
