@@ -15,9 +15,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.checkpoints.formats import Family, Foreign, Opened, Pool, Purpose, State, authors, huggingface, timm
+from bench.checkpoints.formats import (
+    Family,
+    ParsedCheckpoint,
+    Pool,
+    Purpose,
+    RawCheckpoint,
+    State,
+    authors,
+    huggingface,
+    timm,
+)
 from bench.checkpoints.formats.safe_open import opened
-from bench.checkpoints.locate import IMPORTED, Found, locate
+from bench.checkpoints.locate import IMPORTED, LocatedWeights, locate
 from bench.checkpoints.weights import save_weights
 from bench.config.schema import Model, Recipe
 from bench.errors import BenchError, parse, unknown
@@ -41,7 +51,7 @@ SPARE = {  # what a published network may hold beside what it was trained for, a
 IGNORED = 255  # labels of pixels that count for nothing, in training
 
 
-class Report(NamedTuple):
+class TensorReport(NamedTuple):
     """What became of every tensor, by our name where it has one, else by theirs."""
 
     matched: tuple[str, ...]
@@ -51,7 +61,7 @@ class Report(NamedTuple):
     left: tuple[str, ...] = ()  # known to be of no use: index buffers, the decoder of MAE
 
 
-class Checkpoint(NamedTuple):
+class ConvertedCheckpoint(NamedTuple):
     """A published network in our words."""
 
     model: Model
@@ -61,12 +71,12 @@ class Checkpoint(NamedTuple):
     family: Family
     preprocessing: dict[str, Any]  # mean, std, resolution, crop_ratio, interpolation, as far as the checkpoint says
     labels: tuple[str, ...]
-    report: Report
+    report: TensorReport
     source: str
     digest: str  # sha256 of the weights
 
 
-def read(source: str | Path, *, partial: bool = False, heads: int = 0) -> Checkpoint:
+def read(source: str | Path, *, partial: bool = False, heads: int = 0) -> ConvertedCheckpoint:
     """Published weights by path, hub id or timm:NAME. heads: of attention, where a bare file does not tell.
 
     BenchError for tensors without a place in our network, for a backbone that lacks some or has them in another shape;
@@ -76,7 +86,7 @@ def read(source: str | Path, *, partial: bool = False, heads: int = 0) -> Checkp
     weights = opened(found)
     family, foreign = _ours(found, weights) or _foreign(weights, heads)
     state, report = _fitted(weights.name, foreign, partial)
-    return Checkpoint(
+    return ConvertedCheckpoint(
         model=foreign.model,
         state=state,
         purpose=foreign.purpose,
@@ -90,23 +100,23 @@ def read(source: str | Path, *, partial: bool = False, heads: int = 0) -> Checkp
     )
 
 
-def _ours(found: Found, weights: Opened) -> tuple[Family, Foreign] | None:
+def _ours(found: LocatedWeights, weights: RawCheckpoint) -> tuple[Family, ParsedCheckpoint] | None:
     """A finished run, or what `bench import` wrote: the names are ours already."""
     if found.is_run:
         stage = Run(found.path).stage()
         pool: Pool = stage.recipe.pool if stage.recipe else "token"
-        return "bench", Foreign(stage.model, _plain(weights.state), pool=pool)
+        return "bench", ParsedCheckpoint(stage.model, _plain(weights.state), pool=pool)
     if not (found.path / IMPORTED).is_file():
         return None
     facts = read_json(found.path / IMPORTED)
     model, pool = parse(Model, facts["model"], str(found.path)), facts["pool"]
     labels = tuple(facts.get("labels", ()))
-    return "bench", Foreign(
+    return "bench", ParsedCheckpoint(
         model, weights.state, pool=pool, preprocessing=facts.get("preprocessing", {}), labels=labels
     )
 
 
-def _foreign(weights: Opened, heads: int) -> tuple[Family, Foreign]:
+def _foreign(weights: RawCheckpoint, heads: int) -> tuple[Family, ParsedCheckpoint]:
     if huggingface.recognises(weights):
         return "transformers", huggingface.read(weights)
     if timm.recognises(weights):
@@ -119,7 +129,7 @@ def _foreign(weights: Opened, heads: int) -> tuple[Family, Foreign]:
     raise BenchError(f"{weights.name} is no Vision Transformer of the authors, timm or transformers: it has {first}")
 
 
-def _fitted(name: str, foreign: Foreign, partial: bool) -> tuple[State, Report]:
+def _fitted(name: str, foreign: ParsedCheckpoint, partial: bool) -> tuple[State, TensorReport]:
     """The tensors that our network takes, and the report."""
     wanted = _wanted(foreign)
     surplus = [key for key in foreign.state if key not in wanted]
@@ -138,10 +148,10 @@ def _fitted(name: str, foreign: Foreign, partial: bool) -> tuple[State, Report]:
         raise BenchError(f"{name} has tensors of other shapes than its network: {_some(shapes)}")
     resized = tuple(key for key, value in state.items() if value.shape != given[key].shape)
     matched = tuple(key for key in state if key not in resized)
-    return state, Report(matched, missing, unexpected, resized, (*foreign.left, *spare))
+    return state, TensorReport(matched, missing, unexpected, resized, (*foreign.left, *spare))
 
 
-def _wanted(foreign: Foreign) -> dict[str, torch.Size]:
+def _wanted(foreign: ParsedCheckpoint) -> dict[str, torch.Size]:
     """Names and shapes of our network's tensors; nothing is computed for it."""
     with torch.device("meta"):
         network = _network(foreign.model, foreign.purpose, foreign.pool, foreign.state)
@@ -177,7 +187,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def objective(checkpoint: Checkpoint) -> Objective:
+def objective(checkpoint: ConvertedCheckpoint) -> Objective:
     """Our network with the checkpoint's weights, in evaluation mode: `predict`, or `answers` of masked modelling.
 
     BenchError when parts are missing, since what a network without them says means nothing.

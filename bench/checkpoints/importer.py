@@ -13,8 +13,8 @@ from typing import Any
 
 import bench
 from bench.checkpoints import conversion
-from bench.checkpoints.conversion import Checkpoint
-from bench.checkpoints.locate import IMPORTED, OURS, Found, digest_of, locate
+from bench.checkpoints.conversion import ConvertedCheckpoint
+from bench.checkpoints.locate import IMPORTED, OURS, LocatedWeights, digest_of, locate
 from bench.checkpoints.weights import save_weights
 from bench.errors import BenchError
 from bench.files import write_json
@@ -26,7 +26,7 @@ Row = dict[str, str]
 
 def bring_in(
     source: str, *, partial: bool = False, heads: int = 0, output: Path = Path("results")
-) -> tuple[Found, Checkpoint]:
+) -> tuple[LocatedWeights, ConvertedCheckpoint]:
     """Find and read published weights. output: where runs are looked for by the beginning of their name.
 
     heads: of attention, where a bare file does not tell.
@@ -35,7 +35,7 @@ def bring_in(
     return found, conversion.read(found.path, partial=partial, heads=heads)._replace(source=source)
 
 
-def save(found: Found, checkpoint: Checkpoint, folder: Path) -> Path:
+def save(found: LocatedWeights, checkpoint: ConvertedCheckpoint, folder: Path) -> Path:
     """Write a checkpoint in our layout; start_from and `bench evaluate` take the folder. Returns the folder.
 
     BenchError for a folder that holds anything but an earlier import.
@@ -54,7 +54,7 @@ def save(found: Found, checkpoint: Checkpoint, folder: Path) -> Path:
     return folder
 
 
-def described(checkpoint: Checkpoint) -> dict[str, Any]:
+def described(checkpoint: ConvertedCheckpoint) -> dict[str, Any]:
     """What a checkpoint is, for programs."""
     return {
         "source": checkpoint.source,
@@ -70,7 +70,7 @@ def described(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def facts_rows(found: Found, checkpoint: Checkpoint) -> list[Row]:
+def facts_rows(found: LocatedWeights, checkpoint: ConvertedCheckpoint) -> list[Row]:
     """What a checkpoint is, for people."""
     model = checkpoint.model
     network = f"{model.trunk}, width {model.width}, depth {model.depth}, {model.heads} heads, patch {model.patch_size}"
@@ -93,7 +93,7 @@ def facts_rows(found: Found, checkpoint: Checkpoint) -> list[Row]:
     return [{"fact": name, "value": value} for name, value in facts.items()]
 
 
-def report_rows(checkpoint: Checkpoint) -> list[Row]:
+def report_rows(checkpoint: ConvertedCheckpoint) -> list[Row]:
     """What became of every tensor; those that differ only in the number of their block share a row."""
     return [
         {"tensors": str(len(numbers)), "became": state, "name": _named(name, numbers)}

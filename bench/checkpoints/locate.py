@@ -35,7 +35,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FORMS = "a file, a folder, a run, a hub id like facebook/data2vec-vision-base, or timm:NAME"
 
 
-class Found(NamedTuple):
+class LocatedWeights(NamedTuple):
     """Weights, where they lie and what they hold. `digest` is the same wherever the same weights lie."""
 
     id: str  # as typed
@@ -56,7 +56,7 @@ class Found(NamedTuple):
         return (self.path / "stage.json").is_file()
 
 
-def locate(source: str, output: Path = Path("results")) -> Found:
+def locate(source: str, output: Path = Path("results")) -> LocatedWeights:
     """Find weights by what a person typed; those on the hub are fetched unless they are in its cache already.
 
     output: where runs are looked for by the beginning of their name.
@@ -113,13 +113,13 @@ def _run(source: str, output: Path) -> Path | None:
     return None
 
 
-def _local(source: str, path: Path) -> Found:
+def _local(source: str, path: Path) -> LocatedWeights:
     """Weights on this disk."""
     if (path / "stage.json").is_file():
         path = trained(Run(path)).root
     weights = (path,) if path.is_file() else _weights_in(path)
     configs = tuple(path / name for name in CONFIGS if (path / name).is_file())
-    return Found(source, path, weights, configs, _digest_in(path, weights))
+    return LocatedWeights(source, path, weights, configs, _digest_in(path, weights))
 
 
 def _weights_in(folder: Path) -> tuple[Path, ...]:
@@ -213,7 +213,7 @@ def _timm_hub_id(name: str) -> str:
     return str(settings.hf_hub_id)
 
 
-def _on_hub(source: str, hub_id: str) -> Found:
+def _on_hub(source: str, hub_id: str) -> LocatedWeights:
     """A model of the Hugging Face hub: the snapshot in the cache, else a new one."""
     repository, _, revision = hub_id.partition("@")
     weights = _snapshot(repository, revision or None, offline=True)
@@ -224,7 +224,7 @@ def _on_hub(source: str, hub_id: str) -> Found:
         raise BenchError(f"{repository} on the hub has no {SINGLE[0]}, {INDEX} or {SINGLE[1]}")
     folder = weights[0].parent
     configs = tuple(folder / name for name in CONFIGS if (folder / name).is_file())
-    return Found(source, folder, weights, configs, digest_of(weights), folder.name)
+    return LocatedWeights(source, folder, weights, configs, digest_of(weights), folder.name)
 
 
 def _snapshot(repository: str, revision: str | None, *, offline: bool = False) -> tuple[Path, ...]:

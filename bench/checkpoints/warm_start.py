@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from bench.checkpoints import conversion
-from bench.checkpoints.conversion import Checkpoint
+from bench.checkpoints.conversion import ConvertedCheckpoint
 from bench.checkpoints.formats.safe_open import opened
-from bench.checkpoints.locate import Found, locate
+from bench.checkpoints.locate import LocatedWeights, locate
 from bench.config.schema import SIZES, Model
 from bench.config.stage import Stage
 from bench.errors import BenchError
@@ -33,7 +33,7 @@ HEADS = ("head.", "lm_head.", "decoder.")  # of classification, pretraining, seg
 SAME = ("trunk", "width", "depth", "heads", "mlp_ratio", "patch_size", "distilled")
 
 
-class Adopted(NamedTuple):
+class WarmStart(NamedTuple):
     """What became of every tensor, by its name in the objective. `facts` say what the weights are."""
 
     facts: dict[str, Any]
@@ -49,7 +49,7 @@ class Adopted(NamedTuple):
         return ", ".join(f"{name} {len(keys)}" for name, keys in self._asdict().items() if name != "facts" and keys)
 
 
-def adopt(stage: Stage, into: Objective, output: Path) -> Adopted:
+def warm_start(stage: Stage, into: Objective, output: Path) -> WarmStart:
     """Start `into` from the weights that the stage names, and say what became of every tensor.
 
     BenchError when they are not what the plan saw, do not fit, or hold something unexpected.
@@ -59,15 +59,15 @@ def adopt(stage: Stage, into: Objective, output: Path) -> Adopted:
     backbone: Any = getattr(into, "backbone", None)
     where, partial = f"{stage.kind}.start_from = {stage.start.id}", stage.recipe.start_partial
     if isinstance(backbone, Backbone):
-        adopted = _network(_checkpoint(found, stage), into, backbone, stage.model, where)
+        started = _network(_checkpoint(found, stage), into, backbone, stage.model, where)
     elif isinstance(backbone, nn.Module):
-        adopted = _convnet(opened(found).state, backbone, partial, where)
+        started = _convnet(opened(found).state, backbone, partial, where)
     else:
-        adopted = _whole(found, into, stage, where)
+        started = _whole(found, into, stage, where)
     into.started()
-    facts = {**stage.start.model_dump(exclude={"root"}), **adopted.facts}
-    log.info("weights from %s: %s", stage.start.name, adopted.told())
-    return adopted._replace(facts=facts)
+    facts = {**stage.start.model_dump(exclude={"root"}), **started.facts}
+    log.info("weights from %s: %s", stage.start.name, started.told())
+    return started._replace(facts=facts)
 
 
 def check_starts(stages: Iterable[Stage], output: Path) -> None:
@@ -78,13 +78,13 @@ def check_starts(stages: Iterable[Stage], output: Path) -> None:
             check_fit(checkpoint.model, stage.model, f"{stage.kind}.start_from = {stage.start.id}")
 
 
-def _checkpoint(found: Found, stage: Stage) -> Checkpoint:
+def _checkpoint(found: LocatedWeights, stage: Stage) -> ConvertedCheckpoint:
     """The weights as a network of ours; a bare file does not tell how many heads it has, the stage does."""
     assert stage.recipe is not None
     return conversion.read(found.path, partial=stage.recipe.start_partial, heads=stage.model.heads)
 
 
-def _found(stage: Stage, output: Path) -> Found:
+def _found(stage: Stage, output: Path) -> LocatedWeights:
     """The planned weights, where they were found or where the same name leads now."""
     assert stage.recipe is not None and stage.start is not None
     root = stage.start.root
@@ -97,7 +97,9 @@ def _found(stage: Stage, output: Path) -> Found:
     return found
 
 
-def _network(checkpoint: Checkpoint, into: Objective, backbone: Backbone, model: Model, where: str) -> Adopted:
+def _network(
+    checkpoint: ConvertedCheckpoint, into: Objective, backbone: Backbone, model: Model, where: str
+) -> WarmStart:
     """Hand over the backbone of a transformer, and of the rest what has its name and shape here."""
     check_fit(checkpoint.model, model, where)
     theirs, ours = checkpoint.state, into.trainable_state()
@@ -109,7 +111,7 @@ def _network(checkpoint: Checkpoint, into: Objective, backbone: Backbone, model:
     kept = {key: value for key, value in rest.items() if key in heads and ours[key].shape == value.shape}
     into.load_state_dict(kept, strict=False)
     names = _named(moved._replace(matched=tuple(key for key in moved.matched if key not in lacking)))
-    return Adopted(
+    return WarmStart(
         facts={"family": checkpoint.family, "purpose": checkpoint.purpose, "model": checkpoint.model.model_dump()},
         matched=(*names["matched"], *kept),
         resized=names["resized"],
@@ -156,7 +158,7 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _convnet(state: State, network: nn.Module, partial: bool, where: str) -> Adopted:
+def _convnet(state: State, network: nn.Module, partial: bool, where: str) -> WarmStart:
     """timm's own weights for a convolutional network; its classifier begins anew where the classes are others."""
     wanted = network.state_dict()
     settings: Any = getattr(network, "pretrained_cfg", {})
@@ -169,7 +171,7 @@ def _convnet(state: State, network: nn.Module, partial: bool, where: str) -> Ado
     if not partial:
         _refuse(where, "has, unexpectedly,", unexpected)
     network.load_state_dict(given, strict=False)
-    return Adopted(
+    return WarmStart(
         facts={"family": "timm"},
         matched=tuple(f"backbone.{key}" for key in given),
         missing=tuple(f"backbone.{key}" for key in sorted(lacking)),
@@ -178,13 +180,13 @@ def _convnet(state: State, network: nn.Module, partial: bool, where: str) -> Ado
     )
 
 
-def _whole(found: Found, into: Objective, stage: Stage, where: str) -> Adopted:
+def _whole(found: LocatedWeights, into: Objective, stage: Stage, where: str) -> WarmStart:
     """A network without a backbone, a tokenizer, goes on from a finished run of its own kind."""
     state = opened(found).state
     if not found.is_run or state.keys() != into.trainable_state().keys():
         raise BenchError(f"{where}: a {stage.kind} goes on from a run of a {stage.kind} with the same numbers only")
     into.load_trainable_state(state)
-    return Adopted(facts={"family": "bench"}, matched=tuple(state))
+    return WarmStart(facts={"family": "bench"}, matched=tuple(state))
 
 
 def _refuse(where: str, what: str, keys: Iterable[str]) -> None:

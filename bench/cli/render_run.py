@@ -33,7 +33,8 @@ def outcome_json(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "exit_code": outcome.exit_code,
         "stages": [
             {"folder": stage.folder, "key": key, "kind": stage.kind, "method": stage.method, "task": stage.task,
-             "seed": stage.seed, "fate": outcome.results.get(key, "interrupted"), "reason": outcome.reasons.get(key, "")}
+             "seed": stage.seed, "fate": outcome.results.get(key, "interrupted"),
+             "reason": outcome.reasons.get(key, "")}
             for key, stage in plan.stages.items()
         ],
     }  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bench.checkpoints.locate import Found, locate
+from bench.checkpoints.locate import LocatedWeights, locate
 from bench.config.registry import Places, read_task, task_files
 from bench.config.schema import Arm, Model, Protocol, Study, Task
 from bench.config.stage import Data, Plan, PlannedArm, Stage, Start
@@ -126,7 +126,7 @@ def _stage(source: str, task: Task, data: Data, asked: Asked) -> tuple[tuple[Sta
     return (), stage
 
 
-def _of_run(found: Found, task: Task, data: Data, asked: Asked) -> tuple[tuple[Stage, ...], Stage]:
+def _of_run(found: LocatedWeights, task: Task, data: Data, asked: Asked) -> tuple[tuple[Stage, ...], Stage]:
     """The evaluation that `bench run` plans after this training."""
     trained = Run(found.path).stage()
     purpose = "segment" if trained.model.decoder else "classify" if trained.model.classes else "pretrain"

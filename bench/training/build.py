@@ -56,11 +56,11 @@ def objective(stage: Stage, run: Run) -> Objective:
     if start is not None:
         hand_over(start, built)
     if stage.start is not None:
-        from bench.checkpoints.warm_start import adopt
+        from bench.checkpoints.warm_start import warm_start
 
-        adopted = adopt(stage, built, output=run.root.parent.parent)
+        started = warm_start(stage, built, output=run.root.parent.parent)
         if os.environ.get("RANK", "0") == "0":  # the others did the same
-            write_json(run.path(ADOPTED), adopted._asdict())
+            write_json(run.path(ADOPTED), started._asdict())
     return built
 
 

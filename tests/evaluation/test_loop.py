@@ -286,7 +286,7 @@ def test_a_picture_that_does_not_fill_a_window_is_padded_for_the_network_alone()
 def test_strips_decide_as_the_whole_picture_does(monkeypatch):
     logits = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0))
     whole = nn.functional.interpolate(logits[None], (23, 31), mode="bilinear", align_corners=False)[0]
-    monkeypatch.setattr("bench.evaluation.sliding_window.HELD", 5 * 31 * 4)  # four rows at a time
+    monkeypatch.setattr("bench.evaluation.sliding_window.MAX_LOGITS", 5 * 31 * 4)  # four rows at a time
     assert torch.equal(decided([(logits, 1)], (23, 31)), whole.argmax(0))
     assert torch.equal(decided([(logits, 1), (logits, 2)], (23, 31)), whole.argmax(0))
 

@@ -70,7 +70,7 @@ def assert_same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert not [name for name in one if not torch.equal(one[name], other[name])]
 
 
-def assert_whole(checkpoint: conversion.Checkpoint, expected: Objective) -> None:
+def assert_whole(checkpoint: conversion.ConvertedCheckpoint, expected: Objective) -> None:
     """Everything was found, under our names, with nothing over, and gives the same answers."""
     assert not checkpoint.report.missing + checkpoint.report.unexpected + checkpoint.report.resized
     assert_same_state(checkpoint.state, expected.trainable_state())

@@ -1,6 +1,6 @@
 """The three families of published weights: the authors' files, timm's, and the Hugging Face folders of transformers.
 
-Each module reads what it recognises into a `Foreign`, under our names, and writes ours out.
+Each module reads what it recognises into a `ParsedCheckpoint`, under our names, and writes ours out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Pool = Literal["mean", "token"]
 Purpose = Literal["pretrain", "classify", "segment"]
 
 
-class Opened(NamedTuple):
+class RawCheckpoint(NamedTuple):
     """Weights as they lie in their file, and what is written beside them."""
 
     name: str  # for messages
@@ -31,7 +31,7 @@ class Opened(NamedTuple):
     facts: dict[str, Any] = {}  # noqa: RUF012 - further plain values of the file, such as the arguments of its training
 
 
-class Foreign(NamedTuple):
+class ParsedCheckpoint(NamedTuple):
     """A published network in our words."""
 
     model: Model

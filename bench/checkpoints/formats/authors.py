@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.checkpoints.formats import CLASSIFIERS, Foreign, Opened, Pool, State, purpose_of, size_name
+from bench.checkpoints.formats import CLASSIFIERS, ParsedCheckpoint, Pool, RawCheckpoint, State, purpose_of, size_name
 from bench.checkpoints.formats.key_mapping import Names, below
 from bench.config.schema import SIZES, Model
 from bench.errors import BenchError, parse
@@ -44,17 +44,17 @@ HEAD_WIDTH = 64
 CONFIG = "config"  # where a file of ours says what its names do not
 
 
-def recognises(weights: Opened) -> bool:
+def recognises(weights: RawCheckpoint) -> bool:
     """Whether the file names its tensors as the authors and timm do."""
     return "patch_embed.proj.weight" in weights.state or "backbone.patch_embed.proj.weight" in weights.state
 
 
-def are_theirs(weights: Opened) -> bool:
+def are_theirs(weights: RawCheckpoint) -> bool:
     """Whether a file without a config is the authors' rather than timm's: by its container and its index buffers."""
     return bool(weights.container) or any(name.endswith(INDEX) for name in weights.state)
 
 
-def read(weights: Opened, *, heads: int = 0) -> Foreign:
+def read(weights: RawCheckpoint, *, heads: int = 0) -> ParsedCheckpoint:
     """A file of the authors in our words. heads: of attention, where neither the file nor its width tells."""
     left = tuple(name for name in weights.state if name.endswith(INDEX))
     if "decoder_embed.weight" in weights.state:  # of MAE, whose mask token is the decoder's
@@ -62,7 +62,7 @@ def read(weights: Opened, *, heads: int = 0) -> Foreign:
     table = SEGMENTATION if "backbone.patch_embed.proj.weight" in weights.state else NAMES
     state, strange = table.read({name: value for name, value in weights.state.items() if name not in left})
     model = described(weights, state, heads=heads)
-    return Foreign(model, state, strange, left, pool_of(state))
+    return ParsedCheckpoint(model, state, strange, left, pool_of(state))
 
 
 def pool_of(state: State) -> Pool:
@@ -70,7 +70,7 @@ def pool_of(state: State) -> Pool:
     return "mean" if "head.fc_norm.weight" in state else "token"
 
 
-def described(weights: Opened, state: State, *, heads: int = 0) -> Model:
+def described(weights: RawCheckpoint, state: State, *, heads: int = 0) -> Model:
     """The network that tensors of ours belong to, by their names and shapes."""
     if isinstance(weights.facts.get(CONFIG), dict):
         return parse(Model, weights.facts[CONFIG], weights.name)
@@ -100,7 +100,7 @@ def described(weights: Opened, state: State, *, heads: int = 0) -> Model:
     return parse(Model, values, weights.name)
 
 
-def _heads(weights: Opened, state: State, width: int) -> int:
+def _heads(weights: RawCheckpoint, state: State, width: int) -> int:
     """Attention heads: from a table of relative biases, a size of the papers, or the authors' width of a head."""
     table = _table(state)
     if table is not None:
@@ -145,7 +145,7 @@ def is_square(table: torch.Tensor) -> bool:
     return (2 * table_grid(table) - 1) ** 2 + SPECIAL_ROWS == len(table)
 
 
-def _layer_scale(weights: Opened, state: State, width: int) -> float:
+def _layer_scale(weights: RawCheckpoint, state: State, width: int) -> float:
     """Starting value of LayerScale: as the file's arguments say, else the released code's for the size; 0: none."""
     if not any(name.endswith((".gamma_1", ".ls1.gamma")) for name in state):
         return 0.0

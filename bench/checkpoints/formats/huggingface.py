@@ -12,7 +12,16 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-from bench.checkpoints.formats import CLASSIFIERS, Foreign, Opened, Pool, Purpose, State, purpose_of, size_name
+from bench.checkpoints.formats import (
+    CLASSIFIERS,
+    ParsedCheckpoint,
+    Pool,
+    Purpose,
+    RawCheckpoint,
+    State,
+    purpose_of,
+    size_name,
+)
 from bench.checkpoints.formats.key_mapping import Names, Pair, below, fuse_qkv, split_qkv
 from bench.config.schema import Model
 from bench.errors import BenchError, parse, unknown
@@ -96,7 +105,7 @@ KINDS = {
 }
 
 
-def recognises(weights: Opened) -> bool:
+def recognises(weights: RawCheckpoint) -> bool:
     """Whether the folder is one of transformers'."""
     return "model_type" in weights.config and "architecture" not in weights.config
 
@@ -118,7 +127,7 @@ def _decoder(kind: Kind) -> tuple[Pair, ...]:
     return (*renamed, *DECODER)
 
 
-def read(weights: Opened) -> Foreign:
+def read(weights: RawCheckpoint) -> ParsedCheckpoint:
     """A folder of transformers in our words. BenchError for an architecture, or a choice in its config, we have not."""
     config = weights.config
     kind = _kind(weights)
@@ -134,10 +143,12 @@ def read(weights: Opened) -> Foreign:
     state = fuse_qkv(state, key_bias=kind.trunk == "vit")
     model = _model(weights.name, config, kind, state)
     pool: Pool = "mean" if kind.trunk == "beit" and config.get("use_mean_pooling", True) else "token"
-    return Foreign(model, state, strange, left, pool, preprocessing(weights.preprocessor), _labels(config, model))
+    return ParsedCheckpoint(
+        model, state, strange, left, pool, preprocessing(weights.preprocessor), _labels(config, model)
+    )
 
 
-def _kind(weights: Opened) -> Kind:
+def _kind(weights: RawCheckpoint) -> Kind:
     found = KINDS.get(weights.config["model_type"])
     if found is None:
         raise unknown("architecture in transformers that bench reads", weights.config["model_type"], KINDS)

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.checkpoints.formats import Opened, State
-from bench.checkpoints.locate import CONFIGS, SINGLE, Found
+from bench.checkpoints.formats import RawCheckpoint, State
+from bench.checkpoints.locate import CONFIGS, SINGLE, LocatedWeights
 from bench.errors import BenchError
 from bench.files import read_json
 
@@ -35,7 +35,7 @@ held = next((held[key] for key in ("model", "module", "state_dict") if key in he
 s.save_file({{k: v.contiguous().clone() for k, v in held.items() if hasattr(v, "shape")}}, "{new}")'"""
 
 
-def opened(found: Found) -> Opened:
+def opened(found: LocatedWeights) -> RawCheckpoint:
     """The tensors of located weights in fp32, and what lies beside them. BenchError when they cannot be read safely."""
     held: dict[str, Any] = {}
     for path in found.weights:
@@ -45,7 +45,9 @@ def opened(found: Found) -> Opened:
     if not state:
         raise BenchError(f"{found.id} holds no tensors, but {', '.join(map(str, [*held][:5])) or 'nothing'}")
     config, preprocessor = (_beside(found, name) for name in CONFIGS)
-    return Opened(found.id, state, config, preprocessor, container, {k: v for k, v in held.items() if k != container})
+    return RawCheckpoint(
+        found.id, state, config, preprocessor, container, {k: v for k, v in held.items() if k != container}
+    )
 
 
 def unpickled(path: Path) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def _tensors(held: dict[str, Any]) -> State:
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def _beside(found: Found, name: str) -> dict[str, Any]:
+def _beside(found: LocatedWeights, name: str) -> dict[str, Any]:
     """A JSON file beside the weights; {} when there is none, or when the weights are a file that needs none."""
     places: Iterable[Path] = found.configs
     if found.path.is_file() and found.path.name in SINGLE:

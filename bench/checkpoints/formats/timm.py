@@ -13,7 +13,7 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from bench.checkpoints.formats import Foreign, Opened, Pool, State, authors, purpose_of
+from bench.checkpoints.formats import ParsedCheckpoint, Pool, RawCheckpoint, State, authors, purpose_of
 from bench.config.schema import Model
 from bench.errors import BenchError, parse
 from bench.models.backbone import CONVNET
@@ -23,12 +23,12 @@ UNKNOWN = ("lm_head.", "backbone.mask_token")  # timm goes on from what was pret
 GIVEN = {"mean": "mean", "std": "std", "crop_pct": "crop_ratio", "interpolation": "interpolation"}  # theirs: ours
 
 
-def recognises(weights: Opened) -> bool:
+def recognises(weights: RawCheckpoint) -> bool:
     """Whether the folder is one of timm's."""
     return "architecture" in weights.config
 
 
-def read(weights: Opened) -> Foreign:
+def read(weights: RawCheckpoint) -> ParsedCheckpoint:
     """A folder of timm in our words. BenchError for a Vision Transformer that is none of ours."""
     network = _network(weights)
     if not isinstance(network, Beit | VisionTransformer):
@@ -52,7 +52,7 @@ def read(weights: Opened) -> Foreign:
     return found._replace(model=model, pool=pool, preprocessing=preprocessing(settings), labels=labels)
 
 
-def _convnet(weights: Opened, network: Any) -> Foreign:
+def _convnet(weights: RawCheckpoint, network: Any) -> ParsedCheckpoint:
     """A network that is used as it is, with its own classifier, such as a convolutional teacher."""
     settings = weights.config.get("pretrained_cfg", weights.config)
     values = {
@@ -64,7 +64,7 @@ def _convnet(weights: Opened, network: Any) -> Foreign:
     model = parse(Model, values, weights.name)
     state = {f"backbone.{name}": value for name, value in weights.state.items()}
     labels = _labels(weights.config, model.classes)
-    return Foreign(model, state, preprocessing=preprocessing(settings), labels=labels)
+    return ParsedCheckpoint(model, state, preprocessing=preprocessing(settings), labels=labels)
 
 
 def _labels(config: dict[str, Any], classes: int) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def _labels(config: dict[str, Any], classes: int) -> tuple[str, ...]:
     return tuple(map(str, found)) if not isinstance(found, dict) and len(found) == classes else ()
 
 
-def _network(weights: Opened) -> Any:
+def _network(weights: RawCheckpoint) -> Any:
     """The network that a config names, without memory for its parameters."""
     name, arguments = str(weights.config["architecture"]), weights.config.get("model_args", {})
     classes = weights.config.get("num_classes", weights.config.get("pretrained_cfg", {}).get("num_classes", 1000))
