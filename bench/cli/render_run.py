@@ -15,7 +15,7 @@ from bench.cli.progress import name_of
 from bench.cli.render_plan import ON_PAGE
 from bench.config.stage import Plan, Stage, Start
 from bench.errors import BenchError
-from bench.launch.scheduler import Outcome
+from bench.launch.scheduler import PlanOutcome
 from bench.launch.settings import read_settings
 from bench.runs.run import Run
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MISSING_SHOWN = 20  # lines
 
 
-def outcome_json(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+def outcome_json(plan: Plan, outcome: PlanOutcome) -> dict[str, Any]:
     """What became of a plan, for programs."""
     return {
         "study": plan.study.name,
@@ -40,7 +40,7 @@ def outcome_json(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def outcome_text(plan: Plan, outcome: Outcome, output: Path) -> str:
+def outcome_text(plan: Plan, outcome: PlanOutcome, output: Path) -> str:
     """What became of a plan, in a few lines."""
     results = [outcome.results.get(key, "interrupted") for key in plan.stages]
     counted = ", ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results))

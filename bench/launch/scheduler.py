@@ -36,7 +36,7 @@ class Unit(NamedTuple):
         return {key for stage in self.stages for key in stage.parents.values()} - own
 
 
-class Outcome(NamedTuple):
+class PlanOutcome(NamedTuple):
     """What became of the stages of a plan. `signal`: the number that stopped everything, or 0."""
 
     results: dict[str, Result]
@@ -82,7 +82,7 @@ def run_plan(
     *,
     restart_failed: bool = False,
     worker: str = local.WORKER,
-) -> Outcome:
+) -> PlanOutcome:
     """Bring every stage of a plan to its end, or to the reason why it has none. Stores the plan for `bench compare`."""
     local.check_batches(plan, execution)
     root = runs_folder(output)
@@ -194,7 +194,7 @@ class _Walk:
         self.elsewhere: set[str] = set()  # stages that other processes work on
         self.asked = 0.0
 
-    def go(self) -> Outcome:
+    def go(self) -> PlanOutcome:
         """Walk until nothing runs and nothing can start."""
         self.watcher.begin(self.plan, len(self.results))
         while self.running or (self.waiting and not self.caught):
@@ -209,7 +209,7 @@ class _Walk:
             time.sleep(POLL_SECONDS)
         for unit in self.waiting:
             self.record_unit_result(unit, "interrupted", "not started")
-        return Outcome(self.results, self.reasons, self.caught[0] if self.caught else 0)
+        return PlanOutcome(self.results, self.reasons, self.caught[0] if self.caught else 0)
 
     def under_way(self) -> list[Stage]:
         """The stage that each launch is at, and those that other processes are at."""

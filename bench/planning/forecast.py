@@ -12,7 +12,7 @@ from bench.config.precedence import UserOverrides
 from bench.config.schema import TRAINED
 from bench.config.stage import Plan, Stage, digest
 from bench.errors import BenchError
-from bench.launch.scheduler import Outcome
+from bench.launch.scheduler import PlanOutcome
 from bench.planning.costs import Cost, cost
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
@@ -89,7 +89,7 @@ def _measured(run: Run) -> dict[str, Any] | None:
         return None  # a run of another version tells nothing about this one's speed
 
 
-def probe(request: Request, walk: Callable[[Plan, Path], Outcome]) -> Speeds:
+def probe(request: Request, walk: Callable[[Plan, Path], PlanOutcome]) -> Speeds:
     """Run a few steps of every stage of one seed in a temporary folder, by `walk`, and see how fast they are."""
     plan = make_plan(request)
     batches = [stage.recipe.batch_size for stage in plan.stages.values() if stage.recipe]

@@ -17,7 +17,7 @@ from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
 from bench.errors import BenchError
 from bench.launch.local import Execution
-from bench.launch.scheduler import Outcome, run_plan, units, urgency, widest
+from bench.launch.scheduler import PlanOutcome, run_plan, units, urgency, widest
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
 from bench.runs.run import Run
@@ -62,7 +62,7 @@ class RecordingWatcher(Plain):
         return sum(line.startswith(word) for line in self.lines)
 
 
-def walk(plan: Plan, output: Path, watcher: RecordingWatcher | None = None, **options: object) -> Outcome:
+def walk(plan: Plan, output: Path, watcher: RecordingWatcher | None = None, **options: object) -> PlanOutcome:
     return run_plan(plan, output, CPU, watcher or RecordingWatcher(), worker="pretend_worker", **options)  # type: ignore[arg-type]
 
 

@@ -45,7 +45,7 @@ class Held(NamedTuple):
         return float(value) if isinstance(value, int | float) else float("nan")
 
 
-class Outcome(NamedTuple):
+class SeedResult(NamedTuple):
     """One seed of an arm, scored. `ids` name the images of `hits` and `totals` (N, C), sorted.
 
     labels, confidence (highest probability, in [0, 1]), measures (right answers by name of the score): (N,) each;
@@ -63,11 +63,11 @@ class Outcome(NamedTuple):
     classes: tuple[str, ...] = ()
 
 
-class Arm(NamedTuple):
+class ScoredArm(NamedTuple):
     """An arm and the seeds of it that are finished, in the order of the plan."""
 
     planned: PlannedArm
-    seeds: tuple[Outcome, ...]
+    seeds: tuple[SeedResult, ...]
 
     def counts(self) -> Counts:
         """Per-image results of all finished seeds (S, N, C)."""
@@ -78,7 +78,7 @@ class Arm(NamedTuple):
         """Whether an image counts once, as right or as wrong: accuracy, not areas."""
         return all(s.hits.shape[1] == 1 and bool((s.totals == 1).all()) for s in self.seeds)
 
-    def measured(self, name: str) -> Arm | None:
+    def measured(self, name: str) -> ScoredArm | None:
         """The arm by another score of the same images; None when one of its seeds has none."""
         if not self.seeds or any(name not in one.measures for one in self.seeds):
             return None
@@ -99,14 +99,14 @@ class Outcomes:
         self._places = {key: place for place, key in enumerate(plan.stages)}
         self.problems: list[str] = []
         self._images: dict[str, tuple[str, ...]] = {}
-        self.arms = {arm.id: Arm(arm, tuple(self._seeds(arm))) for arm in plan.arms}
+        self.arms = {arm.id: ScoredArm(arm, tuple(self._seeds(arm))) for arm in plan.arms}
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks in the order in which the arms name them."""
         return tuple(dict.fromkeys(arm.task for arm in self.plan.arms))
 
-    def of_task(self, task: str) -> list[Arm]:
+    def of_task(self, task: str) -> list[ScoredArm]:
         """Arms of a task, also those without a finished seed."""
         return [arm for arm in self.arms.values() if arm.planned.task == task]
 
@@ -153,7 +153,7 @@ class Outcomes:
                 open_keys.extend(self.plan.stages[key].parents.values())
         return [self.stages[key] for key in sorted(needed, key=self._places.__getitem__)]
 
-    def _seeds(self, arm: PlannedArm) -> Iterable[Outcome]:
+    def _seeds(self, arm: PlannedArm) -> Iterable[SeedResult]:
         for seed, keys in sorted(arm.stages.items()):
             held = self.stages[keys["evaluate"]]
             if held.state != "done":
@@ -163,7 +163,7 @@ class Outcomes:
             except BenchError as error:
                 self.problems.append(f"{held.name} is left out: {error} [{held.stage.folder}]")
 
-    def _same_images(self, task: str, outcome: Outcome) -> Outcome:
+    def _same_images(self, task: str, outcome: SeedResult) -> SeedResult:
         """`outcome`, if it was scored on the images of the first one of this task."""
         expected = self._images.setdefault(task, outcome.ids)
         if outcome.ids != expected:
@@ -208,7 +208,7 @@ def _metrics(held: Held) -> dict[str, float]:
     return {str(k): float(v) for k, v in held.results.get("metrics", {}).items() if isinstance(v, int | float)}
 
 
-def _outcome(held: Held, own: Held, metric: str, seed: int) -> Outcome:
+def _outcome(held: Held, own: Held, metric: str, seed: int) -> SeedResult:
     """Scores and per-image results of a finished evaluation of `own`; BenchError when they contradict each other."""
     metrics = _metrics(held)
     if metric not in metrics:
@@ -220,7 +220,7 @@ def _outcome(held: Held, own: Held, metric: str, seed: int) -> Outcome:
     measures = found.measures | predictions.neighbours(own.run.path("neighbours.parquet"), found.ids)
     metrics |= {name: value for name, value in _metrics(own).items() if name in measures}
     classes = tuple(str(name) for name in held.results.get("per_class") or ())
-    return Outcome(seed, metrics, found.ids, found.hits, found.totals, found.labels, found.confidence,
+    return SeedResult(seed, metrics, found.ids, found.hits, found.totals, found.labels, found.confidence,
                    _told(measures, metrics), classes)  # fmt: skip
 
 
