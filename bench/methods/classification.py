@@ -125,7 +125,7 @@ def classify(
         eps=model.norm_eps,
     )
     found = Classify(backbone, head, classes=model.classes, loss=loss, mixer=mixing)
-    return found.keep_backbone() if recipe.freeze else found
+    return found.freeze_backbone() if recipe.freeze else found
 
 
 def _trunk(model: Model, recipe: Recipe, *, norm: bool, style: str | None = None) -> Backbone:

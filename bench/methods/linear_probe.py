@@ -24,7 +24,7 @@ class LinearProbe(Classify):
 
     def __init__(self, backbone: Backbone, head: LayerwiseProbe, *, classes: int) -> None:
         super().__init__(backbone, head, classes=classes, loss=Loss())
-        self.keep_backbone()
+        self.freeze_backbone()
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return self.head(self._layers(batch))

@@ -23,7 +23,7 @@ class Objective(nn.Module):
     """
 
     frozen: tuple[str, ...] = ()
-    still: tuple[str, ...] = ()
+    frozen_but_saved: tuple[str, ...] = ()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": sum over items, "count": items, and scalars to log: sums over the same items}."""
@@ -58,13 +58,13 @@ class Objective(nn.Module):
 
     def train(self, mode: bool = True) -> Objective:
         super().train(mode)
-        for name in (*self.frozen, *self.still):
+        for name in (*self.frozen, *self.frozen_but_saved):
             self.get_submodule(name).eval()
         return self
 
-    def keep_backbone(self) -> Any:
+    def freeze_backbone(self) -> Any:
         """From now on the backbone does not learn, but is saved with what does; returns the objective."""
-        self.still = ("backbone",)
+        self.frozen_but_saved = ("backbone",)
         self.get_submodule("backbone").requires_grad_(False)
         return self.train(self.training)
 

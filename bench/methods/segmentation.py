@@ -72,4 +72,4 @@ def segment(model: Model, recipe: Recipe, *, ignore_label: int) -> Segment:
         shape["patch_size"] = model.patch_size
     decoder = DECODERS[model.decoder](model.width, model.classes, **shape)
     found = Segment(backbone, decoder, ignore_label=ignore_label)
-    return found.keep_backbone() if recipe.freeze else found
+    return found.freeze_backbone() if recipe.freeze else found

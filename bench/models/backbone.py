@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.config.schema import Model, Recipe
 from bench.errors import BenchError, nearest, unknown
-from bench.models.drop_path import own_drop_paths
+from bench.models.drop_path import replace_drop_paths
 
 CONVNET = "timm:"  # prefix of Model.trunk
 TABLE = "relative_position_bias_table"
@@ -139,7 +139,7 @@ def build(model: Model, recipe: Recipe | None = None, *, hides: bool = False, no
     more: dict[str, Any] = {"mlp_ratio": model.mlp_ratio, "norm_layer": partial(LayerNorm, eps=model.norm_eps)}
     _check(model)
     trunk = (_beit if model.trunk == "beit" else _vit)(model, common | more)
-    backbone = Backbone(own_drop_paths(trunk), hides=hides, norm=norm)
+    backbone = Backbone(replace_drop_paths(trunk), hides=hides, norm=norm)
     backbone.init_std = model.init_std
     return backbone
 
@@ -187,4 +187,4 @@ def convnet(model: Model, recipe: Recipe | None = None, *, pretrained: bool = Fa
         options["drop_rate"] = recipe.dropout
     if not pretrained:
         options["num_classes"] = model.classes
-    return own_drop_paths(timm.create_model(name, pretrained=pretrained, **options))
+    return replace_drop_paths(timm.create_model(name, pretrained=pretrained, **options))

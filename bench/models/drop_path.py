@@ -32,7 +32,7 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def own_drop_paths(module: nn.Module) -> nn.Module:
+def replace_drop_paths(module: nn.Module) -> nn.Module:
     """Put our DropPath in the place of every one of timm's in `module`, which is returned."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():

@@ -48,7 +48,7 @@ class ChannelDropout(Dropout):
         return input * super().forward(torch.ones_like(input[..., :1, :1])) if self.training else input
 
 
-def own_dropouts(module: nn.Module) -> None:
+def replace_dropouts(module: nn.Module) -> None:
     """Put our Dropout in the place of every active one of PyTorch's in `module`."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -56,7 +56,7 @@ def own_dropouts(module: nn.Module) -> None:
                 setattr(parent, name, Dropout(child.p))
 
 
-def fix_dropout(module: nn.Module, *, seed: int, step: int, positions: Tensor) -> None:
+def seed_dropout(module: nn.Module, *, seed: int, step: int, positions: Tensor) -> None:
     """Decide every draw of dropout in `module` for the next micro-batch.
 
     A draw depends on the seed, the step, the layer and the image's position in the global batch, and on nothing else.

@@ -45,7 +45,7 @@ LOGS = 100  # a stage is recorded about so often ...
 LOG_STEPS = 50  # ... and every so many steps in a long one
 
 
-class Material(NamedTuple):
+class TrainingData(NamedTuple):
     """What a stage learns from, and what it is scored on while it learns: split -> Score."""
 
     source: Images
@@ -53,7 +53,7 @@ class Material(NamedTuple):
     evaluations: Mapping[str, Score] = {}
 
 
-class Context(NamedTuple):
+class RunContext(NamedTuple):
     """Where and how a stage runs; none of it changes the result."""
 
     run: Run
@@ -70,7 +70,7 @@ class Best(NamedTuple):
     weights: Weights
 
 
-def train(stage: Stage, objective: Objective, material: Material, context: Context) -> dict[str, Any]:
+def train(stage: Stage, objective: Objective, material: TrainingData, context: RunContext) -> dict[str, Any]:
     """Train a stage, from its start or its last checkpoint to its end; write final/. Returns facts for results.json.
 
     Raises Interrupted, after a checkpoint, when asked to stop; FloatingPointError when a value is not finite.
@@ -81,7 +81,7 @@ def train(stage: Stage, objective: Objective, material: Material, context: Conte
 class Trainer:
     """A stage under way: the steps, and what is due between them."""
 
-    def __init__(self, stage: Stage, objective: Objective, material: Material, context: Context) -> None:
+    def __init__(self, stage: Stage, objective: Objective, material: TrainingData, context: RunContext) -> None:
         assert stage.recipe is not None, "an evaluation is not trained"
         self.stage, self.recipe, self.material = stage, stage.recipe, material
         self.run, self.settings, self.accelerator, self.stop = context
@@ -266,7 +266,7 @@ class Trainer:
         return meter
 
 
-def _batches(stage: Stage, recipe: Recipe, material: Material, context: Context) -> Batches:
+def _batches(stage: Stage, recipe: Recipe, material: TrainingData, context: RunContext) -> Batches:
     """BenchError when the data are not those of the plan, or the batch does not divide among the processes."""
     planned, found = stage.data["train"].images, len(material.source)
     if found != planned:

@@ -16,7 +16,7 @@ from bench.config.stage import Stage
 from bench.launch.distributed import autocast
 from bench.launch.settings import Settings
 from bench.methods.objective import Objective
-from bench.models.dropout import fix_dropout, own_dropouts
+from bench.models.dropout import replace_dropouts, seed_dropout
 from bench.models.sync_batchnorm import share_batch_norms
 from bench.pipeline.dataloader import Batch, ready
 from bench.seeding import derive, seed_all
@@ -48,7 +48,7 @@ class Update:
         self.stage, self.recipe, self.objective, self.accelerator = stage, stage.recipe, objective, accelerator
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.model: nn.Module = objective
-        own_dropouts(objective)
+        replace_dropouts(objective)
         # BEiT's segmentation code decays the embeddings, too (B: layer_decay_optimizer_constructor.py).
         groups = parameter_groups(objective, self.recipe, undecayed=() if stage.model.decoder else UNDECAYED)
         self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
@@ -105,7 +105,7 @@ class Update:
     def _prepared(self, step: int, batch: Batch) -> Batch:
         """A micro-batch on the device, standardised, with all that is random about it decided by place and step."""
         seed, batch_size = self.stage.seed, self.recipe.batch_size
-        fix_dropout(self.objective, seed=seed, step=step, positions=batch["position"])
+        seed_dropout(self.objective, seed=seed, step=step, positions=batch["position"])
         batch = ready(batch, self.accelerator.device, self.stage.protocol)
         return self.objective.prepare(batch, seed=seed, step=step, batch_size=batch_size)
 

@@ -37,7 +37,7 @@ from bench.launch.signals import Interrupted, Stop, stop_on_signals
 from bench.runs.lease import Busy
 from bench.runs.run import Run
 from bench.training import build, checkpoint
-from bench.training.loop import Context, Material, train
+from bench.training.loop import RunContext, TrainingData, train
 
 log = logging.getLogger("bench.training.worker")
 
@@ -72,7 +72,7 @@ def work(run: Run, stop: Stop) -> int:
     """Train or score one stage, hold its lease meanwhile, and say in its folder what became of it."""
     try:
         settings = read_settings(run)
-        context = Context(run, settings, connect(settings), stop)
+        context = RunContext(run, settings, connect(settings), stop)
     except Exception as error:
         _fail(run, error)
         return ExitCode.FAILED
@@ -82,7 +82,7 @@ def work(run: Run, stop: Stop) -> int:
         return _attempt(context)
 
 
-def _attempt(context: Context) -> int:
+def _attempt(context: RunContext) -> int:
     """Do the work of a stage, and say how it ended while its lease is still held."""
     run, accelerator = context.run, context.accelerator
     try:
@@ -144,7 +144,7 @@ def _fail(run: Run, error: Exception) -> None:
         run.log_attempt("failed", exit_code=ExitCode.FAILED, error=told)
 
 
-def _carry_out(context: Context) -> None:
+def _carry_out(context: RunContext) -> None:
     run, stage = context.run, context.run.stage()
     results, outputs = (_score if stage.kind == "evaluate" else _learn)(stage, context)
     if context.accelerator.is_main_process:
@@ -179,13 +179,13 @@ def _shortfalls(run: Run) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _learn(stage: Stage, context: Context) -> tuple[dict[str, Any], list[str]]:
+def _learn(stage: Stage, context: RunContext) -> tuple[dict[str, Any], list[str]]:
     """Train a stage; returns its results and the files it made."""
     run, settings, accelerator, _ = context
     objective = build.objective(stage, run).to(accelerator.device)
     splits = {role: scored_split(stage, role, settings) for role in _scored_roles(stage)}
     evaluations = {role: scored(objective, one, accelerator) for role, one in splits.items()}
-    material = Material(source(stage.data["train"], settings), build.view(stage), evaluations)
+    material = TrainingData(source(stage.data["train"], settings), build.view(stage), evaluations)
     shown = (splits["val"].source, splits["val"].view) if "val" in splits else material[:2]
     results = train(stage, objective, material, context)
     outputs = [f"final/{path.name}" for path in sorted(run.path("final").glob("*.safetensors"))]
@@ -202,7 +202,7 @@ def _learn(stage: Stage, context: Context) -> tuple[dict[str, Any], list[str]]:
     return results, [*outputs, "pictures.npz", "records.jsonl"]
 
 
-def _score(stage: Stage, context: Context) -> tuple[dict[str, Any], list[str]]:
+def _score(stage: Stage, context: RunContext) -> tuple[dict[str, Any], list[str]]:
     """Score what an earlier stage learned, and its averaged weights apart, or weights from outside.
 
     Returns results and the files made.

@@ -12,7 +12,7 @@ from torch import nn
 from bench.config.schema import Model, Recipe
 from bench.errors import BenchError
 from bench.methods.segmentation import Segment, segment
-from bench.models.dropout import ChannelDropout, fix_dropout
+from bench.models.dropout import ChannelDropout, seed_dropout
 from bench.models.sync_batchnorm import share_batch_norms
 from bench.models.upernet import FcnHead, UperHead, UperNet, taps
 
@@ -171,11 +171,11 @@ def test_a_frozen_trunk_is_left_as_it_is_while_the_heads_learn():
 
 def test_whole_channels_are_dropped_the_same_for_an_image_in_any_batch():
     layer, pictures = ChannelDropout(0.5).train(), torch.ones(4, 32, 3, 3)
-    fix_dropout(layer, seed=0, step=3, positions=torch.arange(4))
+    seed_dropout(layer, seed=0, step=3, positions=torch.arange(4))
     together = layer(pictures)
     assert together.flatten(2).std(-1).max() == 0
     assert set(together.unique().tolist()) == {0.0, 2.0}
-    fix_dropout(layer, seed=0, step=3, positions=torch.tensor([2]))
+    seed_dropout(layer, seed=0, step=3, positions=torch.tensor([2]))
     assert torch.equal(layer(pictures[:1]), together[2:3])
 
 

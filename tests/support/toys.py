@@ -15,7 +15,7 @@ from bench.launch.settings import Settings
 from bench.launch.signals import Stop
 from bench.methods.objective import Objective
 from bench.runs.run import Run
-from bench.training.loop import Context, Material, train
+from bench.training.loop import RunContext, TrainingData, train
 
 IMAGES, CLASSES = 24, 3
 
@@ -113,8 +113,8 @@ def train_toy(
 ) -> tuple[Run, dict[str, Any]]:
     """Train in this process, in the run folder below `folder`."""
     run, chosen = Run.open(folder, planned), Settings(**settings)
-    material = Material(source or Numbers(planned.data["train"].images), flipped, evaluations or {})
-    context = Context(run, chosen, connect(chosen), stop or Stop())
+    material = TrainingData(source or Numbers(planned.data["train"].images), flipped, evaluations or {})
+    context = RunContext(run, chosen, connect(chosen), stop or Stop())
     return run, train(planned, objective, material, context)
 
 
