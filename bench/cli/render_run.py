@@ -105,7 +105,7 @@ def differing_text(found: Sequence[Differing]) -> str:
 
 
 @contextmanager
-def screen() -> Iterator[Callable[[watch.Table], None]]:
+def screen() -> Iterator[Callable[[watch.StudyProgress], None]]:
     """Where a study is watched: a terminal is redrawn, anything else gets one look after another."""
     if not sys.stdout.isatty():
         yield lambda table: print(watch_text(table), flush=True)
@@ -117,7 +117,7 @@ def screen() -> Iterator[Callable[[watch.Table], None]]:
         yield lambda table: live.update(Text(watch_text(table)), refresh=True)
 
 
-def watch_text(table: watch.Table) -> str:
+def watch_text(table: watch.StudyProgress) -> str:
     """A study under way: arms x stages, and why any of them failed."""
     head = f"{table.study}: {table.finished} of {table.total} stages done"
     return "\n".join([head, "", aligned(watch.rows(table)), *watch.errors(table)])

@@ -32,7 +32,7 @@ class Seen(NamedTuple):
         return "blocked" if self.blocked else self.status.state
 
 
-class Cell(NamedTuple):
+class StageProgress(NamedTuple):
     """One stage of one arm, all seeds together."""
 
     state: str  # done, running, failed, interrupted, pending, or blocked by one that failed; the busiest of the seeds
@@ -43,12 +43,12 @@ class Cell(NamedTuple):
     error: str = ""
 
 
-class Table(NamedTuple):
+class StudyProgress(NamedTuple):
     """What a look at a study sees: cells by arm and role, in the plan's order."""
 
     study: str
     roles: tuple[str, ...]
-    rows: tuple[tuple[str, dict[str, Cell]], ...]
+    rows: tuple[tuple[str, dict[str, StageProgress]], ...]
     finished: int
     total: int
 
@@ -58,7 +58,7 @@ class Table(NamedTuple):
         return all(cell.state in OVER for _, cells in self.rows for cell in cells.values())
 
 
-def look(plan: Plan, output: Path) -> Table:
+def look(plan: Plan, output: Path) -> StudyProgress:
     """The state of every stage of a plan, as its run folder tells it."""
     runs = {key: Run(Path(output) / "runs" / stage.folder) for key, stage in plan.stages.items()}
     states = {key: _status(run) for key, run in runs.items()}
@@ -67,7 +67,7 @@ def look(plan: Plan, output: Path) -> Table:
     seen = {key: Seen(runs[key], status, key in blocked) for key, status in states.items()}
     rows = tuple((_label(plan, arm), _cells(arm, seen)) for arm in plan.arms)
     finished = sum(status.state == "done" for status in states.values())
-    return Table(plan.study.name, _in_order(roles), rows, finished, len(states))
+    return StudyProgress(plan.study.name, _in_order(roles), rows, finished, len(states))
 
 
 def _status(run: Run) -> Status:
@@ -99,7 +99,7 @@ def _in_order(roles: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(roles, key=lambda role: (places[role], role == "finetune")))
 
 
-def _cells(arm: PlannedArm, seen: dict[str, Seen]) -> dict[str, Cell]:
+def _cells(arm: PlannedArm, seen: dict[str, Seen]) -> dict[str, StageProgress]:
     keys: dict[str, list[str]] = {}
     for by_role in arm.stages.values():
         for role, key in by_role.items():
@@ -108,14 +108,14 @@ def _cells(arm: PlannedArm, seen: dict[str, Seen]) -> dict[str, Cell]:
     return {role: _cell([seen[key] for key in found]) for role, found in keys.items()}
 
 
-def _cell(found: list[Seen]) -> Cell:
+def _cell(found: list[Seen]) -> StageProgress:
     """The busiest of the seeds speaks for all."""
     busiest = min(found, key=lambda one: BUSY.index(one.state))
     state, run = busiest.state, busiest.run
     done = sum(one.state == "done" for one in found)
     now = position(run) if state in ("running", "interrupted") else {}
     line = sparkline(_shown(run)) if state in ("running", "interrupted", "done") else ""
-    return Cell(state, done, len(found), now, line, busiest.status.error)
+    return StageProgress(state, done, len(found), now, line, busiest.status.error)
 
 
 def _shown(run: Run) -> list[float]:
@@ -142,7 +142,7 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in thin)
 
 
-def told(cell: Cell | None) -> str:
+def told(cell: StageProgress | None) -> str:
     """A cell in a few words: '3/3 done', '45 % 812/s 3:20 left ▁▃▅', 'failed'."""
     if cell is None:
         return ""
@@ -159,18 +159,18 @@ def told(cell: Cell | None) -> str:
     return " ".join(filter(None, [*words, cell.line])) or "starting"
 
 
-def rows(table: Table) -> list[dict[str, str]]:
+def rows(table: StudyProgress) -> list[dict[str, str]]:
     """The table as text, a column for each role."""
     return [{"arm": label, **{role: told(cells.get(role)) for role in table.roles}} for label, cells in table.rows]
 
 
-def errors(table: Table) -> list[str]:
+def errors(table: StudyProgress) -> list[str]:
     """Why stages failed."""
     cells = [(f"{label}, {role}", cell) for label, by_role in table.rows for role, cell in by_role.items()]
     return [f"{where}: {cell.error}" for where, cell in cells if cell.error]
 
 
-def watch(output: Path, study: str, show: Callable[[Table], None], interval: float) -> None:
+def watch(output: Path, study: str, show: Callable[[StudyProgress], None], interval: float) -> None:
     """Show a study again and again, until nothing of it is left to do; a study planned anew is followed."""
     while True:
         table = look(read_plan(output, study), output)

@@ -51,7 +51,7 @@ def objective(stage: Stage, parts: Parts) -> Objective:
             start=float(options["decay_start"]),
             ramp=float(options["decay_ramp"]),
             epochs=stage.recipe.epochs,
-            frozen_but_saved=stage.recipe.cooldown_fraction if stage.recipe.schedule == "tri-phase" else 0.0,
+            constant_share=stage.recipe.cooldown_fraction if stage.recipe.schedule == "tri-phase" else 0.0,
         ),
     )
 
@@ -68,14 +68,14 @@ class Decay(NamedTuple):
     """How slowly the teacher follows: the share of itself that it keeps in a step.
 
     Constant at `end`, or first rising to it from `start`, linearly over `ramp`, a share of the training. In the last
-    share `still` it stays as it is: there the authors' tri-phase schedule lets the learning rate fall.
+    share `constant_share` it stays as it is: there the authors' tri-phase schedule lets the learning rate fall.
     """
 
     end: float
     start: float = 0.999
     ramp: float = 0.0
     epochs: float = 1.0
-    frozen_but_saved: float = 0.0
+    constant_share: float = 0.0
 
     def at(self, step: int, *, steps: int) -> float:
         """The decay in step `step` (from 0) of `steps`.
@@ -83,7 +83,7 @@ class Decay(NamedTuple):
         A ramp that ends within an epoch keeps its last value until the next one begins.
         Source: data2vec engine_for_cyclical.py.
         """
-        if self.frozen_but_saved and step > (1 - self.frozen_but_saved) * steps:
+        if self.constant_share and step > (1 - self.constant_share) * steps:
             return 1.0
         ramp, per_epoch = round(self.ramp * steps, 6), steps / self.epochs  # a share that meant a step means it still
         if step // per_epoch * per_epoch >= ramp:
@@ -150,7 +150,7 @@ class PredictTeacher(Objective):
         """Let the teacher follow, in fp32."""
         self.steps_done += 1
         decay = self.decay.end
-        if self.decay.ramp or self.decay.frozen_but_saved:  # reading the counter makes the host wait for a GPU
+        if self.decay.ramp or self.decay.constant_share:  # reading the counter makes the host wait for a GPU
             done = int(self.steps_done)
             decay = self.decay.at(done - 1, steps=round(done / progress))
         teacher: list[Tensor] = list(self.teacher.parameters())

@@ -19,7 +19,7 @@ class Objective(nn.Module):
 
     A batch holds "image" (B, 3, H, W), standardised floats, "position" (B,), the images' places in the global batch,
     and what the method's view gave. `frozen` names submodules that are never trained and never saved, such as a
-    teacher or a tokenizer; they stay in evaluation mode. So does what is in `still`, which is saved.
+    teacher or a tokenizer; they stay in evaluation mode. So does what is in `frozen_but_saved`, which is saved.
     """
 
     frozen: tuple[str, ...] = ()

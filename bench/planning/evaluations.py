@@ -21,7 +21,7 @@ from bench.planning.start_from import probe_weights
 from bench.runs.run import Run
 
 if TYPE_CHECKING:
-    from bench.checkpoints.conversion import Checkpoint
+    from bench.checkpoints.conversion import ConvertedCheckpoint
 
 METHOD = "checkpoint"  # of weights from outside, whatever they were trained by
 GIVEN = ("mean", "std", "resolution", "crop_ratio", "interpolation", "whole")  # what a card says of preprocessing
@@ -165,7 +165,7 @@ def _opened(data: Data) -> Source:
     return splits.open_source(data.dataset, data.split, root=data.root, options=data.options)
 
 
-def _card(source: str, checkpoint: Checkpoint, task: Task) -> Protocol:
+def _card(source: str, checkpoint: ConvertedCheckpoint, task: Task) -> Protocol:
     """The task's protocol with the preprocessing that came with the weights."""
     said = {name: checkpoint.preprocessing[name] for name in GIVEN if name in checkpoint.preprocessing}
     if not said:

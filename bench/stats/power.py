@@ -15,7 +15,7 @@ ALPHA, POWER = 0.05, 0.8
 DISCORDANT = 0.08  # images that one of two models of like accuracy gets right and the other wrong; an assumption
 
 
-class Noise(NamedTuple):
+class PublishedNoise(NamedTuple):
     """Standard deviation of a score, in points, over trainings that differ in their seed, and who saw it."""
 
     sd: float
@@ -24,14 +24,14 @@ class Noise(NamedTuple):
 
 
 ISSUE = "github.com/facebookresearch/mae, issue 91"
-NOISE: dict[tuple[str, str, str], Noise] = {  # task, metric, size; pretraining and fine-tuning repeated
-    ("imagenet1k", "top1", "base"): Noise(0.065, 5, ISSUE),
-    ("imagenet1k", "top1", "large"): Noise(0.058, 5, ISSUE),
-    ("imagenet1k", "top1", "huge"): Noise(0.055, 4, ISSUE),
+NOISE: dict[tuple[str, str, str], PublishedNoise] = {  # task, metric, size; pretraining and fine-tuning repeated
+    ("imagenet1k", "top1", "base"): PublishedNoise(0.065, 5, ISSUE),
+    ("imagenet1k", "top1", "large"): PublishedNoise(0.058, 5, ISSUE),
+    ("imagenet1k", "top1", "huge"): PublishedNoise(0.055, 4, ISSUE),
 }
 
 
-def known_noise(task: str, metric: str, size: str) -> Noise | None:
+def known_noise(task: str, metric: str, size: str) -> PublishedNoise | None:
     """The published spread of trainings of this size on this task, or of the nearest size that has one."""
     found = {key: noise for key, noise in NOISE.items() if key[:2] == (task, metric)}
     return found.get((task, metric, size)) or (max(found.values()) if found else None)
@@ -55,7 +55,7 @@ def accuracy_variance(images: int, discordant: float = DISCORDANT) -> float:
     return 100.0**2 * discordant / images
 
 
-def detectable(seeds: int, images: int, noise: Noise | None) -> float:
+def detectable(seeds: int, images: int, noise: PublishedNoise | None) -> float:
     """`smallest_difference` of two accuracies, both over `seeds` trainings; of the weights alone for one seed."""
     by_images = accuracy_variance(images)
     if noise is None or seeds < 2:
@@ -74,7 +74,7 @@ def sentences(plan: Plan) -> list[str]:
     return list(found.values())
 
 
-def _sentence(task: str, seeds: int, images: int, noise: Noise | None) -> str:
+def _sentence(task: str, seeds: int, images: int, noise: PublishedNoise | None) -> str:
     points = detectable(seeds, images, noise)
     many = f"{seeds} seed" + ("s" if seeds > 1 else "")
     told = f"{task}: {many} and {images:,} images tell {points:.2f} points apart in 80 of 100 studies"

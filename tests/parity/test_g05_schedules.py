@@ -46,10 +46,10 @@ def tri_phase(options):
 def ema_decay(options):
     """The teacher's decay, 0 where it is not updated: in our words it then keeps all of itself."""
     steps = options["epochs"] * options["niter"]
-    _, frozen_but_saved = options.get("tri", (0.0, 0.0))
+    _, constant_share = options.get("tri", (0.0, 0.0))
     ramp = options["ema_start_at"] / steps
     decay = Decay(
-        options["decay"], options["decay_init"], ramp, epochs=options["epochs"], frozen_but_saved=frozen_but_saved
+        options["decay"], options["decay_init"], ramp, epochs=options["epochs"], constant_share=constant_share
     )
     found = [decay.at(step, steps=steps) for step in range(steps)]
     return [0.0 if value == 1.0 else value for value in found]

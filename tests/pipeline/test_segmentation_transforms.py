@@ -53,12 +53,12 @@ def test_what_is_missing_is_padded_with_the_mean_colour_and_ignored():
 
 
 def test_flip_turns_picture_and_map():
-    frozen_but_saved, turned = (
+    upright, turned = (
         map_train_view(PLAIN.model_copy(update={"flip": p}), MODEL, PROTOCOL, zoom=(1, 1)) for p in (0, 1)
     )
     square = painted(45, 45)
-    assert torch.equal(seen(frozen_but_saved, 0, square)["map"].flip(1), seen(turned, 0, square)["map"])
-    assert torch.equal(seen(frozen_but_saved, 0, square)["image"].flip(2), seen(turned, 0, square)["image"])
+    assert torch.equal(seen(upright, 0, square)["map"].flip(1), seen(turned, 0, square)["map"])
+    assert torch.equal(seen(upright, 0, square)["image"].flip(2), seen(turned, 0, square)["image"])
 
 
 def test_crops_that_one_label_fills_are_drawn_again():

@@ -5,19 +5,19 @@ import pytest
 
 from bench.config.stage import PlannedArm
 from bench.reporting.analysis.comparisons import Comparison, compare_arms
-from bench.reporting.analysis.outcomes import Arm, Outcome
+from bench.reporting.analysis.outcomes import ScoredArm, SeedResult
 from bench.reporting.analysis.summary import _narrow
 
 
-def arm(name: str, right: np.ndarray) -> Arm:
+def arm(name: str, right: np.ndarray) -> ScoredArm:
     """An arm whose seeds are the rows of `right` (S, N)."""
     planned = PlannedArm(
         id=name, label=name, method="vit", variant="", size="nano", task="t", budget="", metric="top1",
         fidelity="exact", stages={seed: {} for seed in range(len(right))},
     )  # fmt: skip
     ids = tuple(f"{i:04d}" for i in range(right.shape[1]))
-    seeds = [Outcome(s, {}, ids, row.astype(float)[:, None], np.ones((len(row), 1))) for s, row in enumerate(right)]
-    return Arm(planned, tuple(seeds))
+    seeds = [SeedResult(s, {}, ids, row.astype(float)[:, None], np.ones((len(row), 1))) for s, row in enumerate(right)]
+    return ScoredArm(planned, tuple(seeds))
 
 
 def right(*counts: int, images: int = 1000) -> np.ndarray:
@@ -25,7 +25,7 @@ def right(*counts: int, images: int = 1000) -> np.ndarray:
     return np.arange(images)[None] < np.array(counts)[:, None]
 
 
-def compared(*arms: Arm) -> Comparison:
+def compared(*arms: ScoredArm) -> Comparison:
     return compare_arms("t", list(arms), draws=2000)
 
 
@@ -74,7 +74,7 @@ def test_a_difference_read_backwards_has_all_signs_turned() -> None:
 
 
 def test_arms_without_a_result_have_no_score_and_no_difference() -> None:
-    empty = Arm(arm("b", right(1)).planned, ())
+    empty = ScoredArm(arm("b", right(1)).planned, ())
     found = compared(arm("a", right(800)), empty)
     assert [score.arm.planned.id for score in found.scores] == ["a"]
     assert found.differences == ()

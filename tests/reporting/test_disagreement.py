@@ -8,12 +8,12 @@ import pytest
 from bench.config.stage import PlannedArm
 from bench.reporting.analysis import disagreement
 from bench.reporting.analysis.comparisons import Comparison, compare_arms
-from bench.reporting.analysis.outcomes import Arm, Outcome
+from bench.reporting.analysis.outcomes import ScoredArm, SeedResult
 
 LABELS = np.array([0] * 10 + [1] * 10)
 
 
-def arm(name: str, *right: list[int], classes: tuple[str, ...] = ()) -> Arm:
+def arm(name: str, *right: list[int], classes: tuple[str, ...] = ()) -> ScoredArm:
     """An arm whose seeds are right on these of 20 images."""
     planned = PlannedArm(
         id=name, label=name, method="vit", variant="", size="nano", task="t", budget="", metric="top1",
@@ -21,11 +21,11 @@ def arm(name: str, *right: list[int], classes: tuple[str, ...] = ()) -> Arm:
     )  # fmt: skip
     ids = tuple(f"{i:02d}" for i in range(20))
     hits = [np.isin(np.arange(20), images).astype(float)[:, None] for images in right]
-    seeds = [Outcome(s, {}, ids, one, np.ones((20, 1)), LABELS, classes=classes) for s, one in enumerate(hits)]
-    return Arm(planned, tuple(seeds))
+    seeds = [SeedResult(s, {}, ids, one, np.ones((20, 1)), LABELS, classes=classes) for s, one in enumerate(hits)]
+    return ScoredArm(planned, tuple(seeds))
 
 
-def compared(*arms: Arm) -> Comparison:
+def compared(*arms: ScoredArm) -> Comparison:
     return compare_arms("t", list(arms), 200)
 
 
@@ -73,10 +73,13 @@ def test_areas_have_classes_that_occur_and_no_test() -> None:
     planned = GOOD.planned.model_copy(update={"metric": "mIoU"})
     totals = np.array([[4.0, 0, 2], [4, 0, 2]])
 
-    def areas(share: float) -> Outcome:
-        return Outcome(0, {}, ("a", "b"), totals * share, totals, classes=("sky", "sea", "sun"))
+    def areas(share: float) -> SeedResult:
+        return SeedResult(0, {}, ("a", "b"), totals * share, totals, classes=("sky", "sea", "sun"))
 
-    one, other = Arm(planned, (areas(0.5),)), Arm(planned.model_copy(update={"id": "x", "label": "x"}), (areas(0.25),))
+    one, other = (
+        ScoredArm(planned, (areas(0.5),)),
+        ScoredArm(planned.model_copy(update={"id": "x", "label": "x"}), (areas(0.25),)),
+    )
     frame = disagreement.classes([compared(one, other)])
     assert frame["class_name"].tolist() == ["sky", "sun"]
     assert frame["difference"].tolist() == [25.0, 25.0]

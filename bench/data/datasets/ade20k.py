@@ -20,7 +20,7 @@ from PIL import Image
 
 from bench.config.schema import HUB
 from bench.data.manifest import Piece
-from bench.data.readers.arrow_tables import SPLITS, Table, open_table
+from bench.data.readers.arrow_tables import SPLITS, ArrowTable, open_table
 from bench.data.readers.image_files import File, list_pictures, subfolders
 from bench.data.readers.index import Index, contents, decoded, pieces, readable, shuffled_rows, some, whole_files
 from bench.data.source import Sample
@@ -56,7 +56,7 @@ class Pairs(NamedTuple):
     maps: Index
 
 
-class Scenes:
+class AdeScenes:
     """One split: pictures with a label map each, and no class of their own."""
 
     dataset, classes = "ade20k", CLASSES
@@ -104,7 +104,7 @@ class Scenes:
 
 def open_split(
     split: str, root: str | None = None, *, minival_fraction: float = 0.0, max_unreadable: int = 0
-) -> Scenes:
+) -> AdeScenes:
     """A split, train or val, found below `root`; or minival, a share `minival_fraction` of train.
 
     Raises BenchError for a picture without map and the reverse, for folders that were swapped, for the full ADE20K
@@ -126,7 +126,7 @@ def open_split(
         kept, left_out = readable(pairs.images, max_unreadable, f"{place}, {split}")
         rows = np.flatnonzero(np.isin(pairs.images.ids, kept.ids))
         pairs = Pairs(kept, pairs.maps.take(rows))
-    return Scenes(split, place, pairs, left_out)
+    return AdeScenes(split, place, pairs, left_out)
 
 
 def label_map(data: bytes, where: str) -> np.ndarray:
@@ -249,7 +249,7 @@ def _not_swapped(images: dict[str, File], maps: dict[str, File], where: Path, ot
         raise BenchError(f"{other}: {some(sorted(odd))}: a label map is a PNG; JPEG would change its labels")
 
 
-def _rows(table: Table) -> Pairs:
+def _rows(table: ArrowTable) -> Pairs:
     """The pictures and maps of a table."""
     columns = table.columns()
     if FULL_COLUMNS & set(columns):

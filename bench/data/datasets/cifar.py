@@ -20,7 +20,7 @@ from PIL import Image
 
 from bench.config.schema import HUB
 from bench.data.datasets import folder
-from bench.data.readers.arrow_tables import SPLITS, Table, open_table
+from bench.data.readers.arrow_tables import SPLITS, ArrowTable, open_table
 from bench.data.readers.image_files import subfolders
 from bench.data.readers.index import Index, Indexed, carve, readable, some
 from bench.data.source import Source
@@ -183,7 +183,7 @@ def _names(path: Path, classes: int) -> tuple[str, ...]:
     return tuple(names) if len(names) == classes else tuple(map(str, range(classes)))
 
 
-def _rows(table: Table, classes: int) -> _Found:
+def _rows(table: ArrowTable, classes: int) -> _Found:
     """The pictures of a table."""
     columns = table.columns()
     image = next((name for name in IMAGE_COLUMNS if name in columns), None)

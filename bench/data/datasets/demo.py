@@ -29,12 +29,12 @@ SCANS = {"pretrain": (0, 800), "train": (800, 1150), "minival": (1150, 1300), "v
 IMAGES = {"pretrain": 15_000, "train": 500, "minival": 500, "val": 2_000}
 
 
-def open_split(split: str, root: str | None = None, images: int = 0) -> Scenes:
+def open_split(split: str, root: str | None = None, images: int = 0) -> DigitScenes:
     """The scenes of a split; `images` other than 0 takes that many. `root` is not needed: nothing lies on disk."""
-    return Scenes(split, images)
+    return DigitScenes(split, images)
 
 
-class Scenes:
+class DigitScenes:
     """One split: pictures of 48x48, a class each (none in `pretrain`), and a label map each."""
 
     dataset = "demo"

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.config.schema import HUB
-from bench.data.readers.arrow_tables import SPLITS, Table, open_table, split_of
+from bench.data.readers.arrow_tables import SPLITS, ArrowTable, open_table, split_of
 from bench.data.readers.class_folders import SOLUTION, class_folders, flat, holds_class_folders
 from bench.data.readers.image_files import SUFFIXES, subfolders
 from bench.data.readers.index import Index, Indexed, carve, decoded, ordered, readable, some
@@ -162,7 +162,7 @@ def _shards(root: Path, split: str) -> list[Path]:
     return shards
 
 
-def _rows(table: Table, expected: Classes) -> Index:
+def _rows(table: ArrowTable, expected: Classes) -> Index:
     """The pictures of a table. Their classes are numbers in the order of the WordNet ids."""
     columns = table.columns()
     image = next((name for name in IMAGE_COLUMNS if name in columns), None)

@@ -28,7 +28,7 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 ROWS = 256  # unpacked at a time
 
 
-class Table(NamedTuple):
+class ArrowTable(NamedTuple):
     """The Arrow files of a split."""
 
     files: list[Path]
@@ -79,15 +79,15 @@ class Table(NamedTuple):
             yield from _open(path)[0]
 
 
-def open_table(root: str, split: str) -> Table | None:
+def open_table(root: str, split: str) -> ArrowTable | None:
     """The table of a split at `root`, a folder or hf:NAME; None when there is none of these kinds."""
     if root.startswith(HUB):
-        return Table(_from_hub(root, split), f"{root}, {split}")
+        return ArrowTable(_from_hub(root, split), f"{root}, {split}")
     saved, parquet = saved_to_disk(Path(root), split), parquet_files(Path(root), split)
     if saved:
-        return Table(saved, f"{Path(root)}, {split}")
+        return ArrowTable(saved, f"{Path(root)}, {split}")
     if parquet:
-        return Table([_unpacked(path) for path in parquet], f"{Path(root)}, {split}")
+        return ArrowTable([_unpacked(path) for path in parquet], f"{Path(root)}, {split}")
     return None
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from bench.config.schema import Arm as StudyArm
 from bench.config.stage import PlannedArm, Stage, digest
 from bench.errors import unknown
-from bench.reporting.analysis.outcomes import Arm, Held, Outcomes, label_of
+from bench.reporting.analysis.outcomes import Held, Outcomes, ScoredArm, label_of
 
 Fingerprint = dict[str, str]  # protocol key -> value, as people write it
 NOTHING = "none"
@@ -118,7 +118,7 @@ class Guard:
             tuple(text for key, text in found.items() if key in self.allow),
         )
 
-    def not_ranked_because(self, arm: Arm, others: Sequence[Arm]) -> tuple[str, ...]:
+    def not_ranked_because(self, arm: ScoredArm, others: Sequence[ScoredArm]) -> tuple[str, ...]:
         """Why a row is not ranked with the others of its task: () when it is, or when none of them is reportable."""
         if REPORTABLE in self.allow or not any(not self.reasons[other.planned.id] for other in others):
             return ()

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from bench.reporting.analysis.comparability import Guard
-from bench.reporting.analysis.outcomes import Arm, Outcomes
+from bench.reporting.analysis.outcomes import Outcomes, ScoredArm
 from bench.stats import bootstrap, intervals, variance_components
 from bench.stats.intervals import ALPHA, LEVEL, Discordant, Interval, Spread
 from bench.stats.variance_components import Design, Noise, Scope, Trained
@@ -51,7 +51,7 @@ class Retraining(NamedTuple):
 class Score(NamedTuple):
     """An arm on its task, in percent. `interval` speaks of other images, `retrained` of training again as well."""
 
-    arm: Arm
+    arm: ScoredArm
     spread: Spread
     interval: Interval
     retrained: Interval | None = None  # None: trained once
@@ -139,7 +139,7 @@ class _Known(NamedTuple):
 
 
 def compare_arms(
-    task: str, arms: Sequence[Arm], draws: int = bootstrap.DRAWS, *, outcomes: Outcomes | None = None,
+    task: str, arms: Sequence[ScoredArm], draws: int = bootstrap.DRAWS, *, outcomes: Outcomes | None = None,
     guard: Guard | None = None, measure: str = "",
 ) -> Comparison:  # fmt: skip
     """Scores and differences of the arms of one task that have at least one finished seed.
@@ -165,7 +165,7 @@ def compare_arms(
     return Comparison(task, metric, images, scores, _differences(scores, known), retraining, measure)
 
 
-def _design(arm: Arm, outcomes: Outcomes | None) -> Design:
+def _design(arm: ScoredArm, outcomes: Outcomes | None) -> Design:
     starts = [
         outcomes.start(arm.planned, one.seed) if outcomes else f"{arm.planned.id} {one.seed}" for one in arm.seeds
     ]
@@ -179,7 +179,7 @@ def _noise(arms: Sequence[Trained]) -> dict[Scope, Noise | None]:
     return found | {scope: variance_components.pooled([a for a in arms if a.design.scope == scope]) for scope in scopes}
 
 
-def _score(arm: Arm, known: _Known, others: Sequence[Arm], images: int) -> Score:
+def _score(arm: ScoredArm, known: _Known, others: Sequence[ScoredArm], images: int) -> Score:
     """images: of right or wrong answers, for Wilson's interval; 0 for ratios of areas."""
     trained = known.trained[arm.planned.id]
     sd = float(trained.scores.std(ddof=1)) if trained.freedom else None
@@ -281,7 +281,7 @@ def _verdict(found: Difference, p_adjusted: float, by_images: float) -> Verdict:
     return "images" if by_images > ALPHA else "retraining"
 
 
-def _mcnemar_by_seed(first: Arm, second: Arm) -> dict[int, Discordant]:
+def _mcnemar_by_seed(first: ScoredArm, second: ScoredArm) -> dict[int, Discordant]:
     """Of the models with the same seed; where no seed is the same, of the first ones."""
     if not (first.is_right_or_wrong and second.is_right_or_wrong):
         return {}

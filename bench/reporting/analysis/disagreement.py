@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from bench.reporting.analysis.comparisons import Comparison
-from bench.reporting.analysis.outcomes import Arm, Outcomes, label_of
+from bench.reporting.analysis.outcomes import Outcomes, ScoredArm, label_of
 from bench.stats import bootstrap, intervals
 
 BINS = 15  # of confidence, equally wide; Guo et al., arXiv 1706.04599, section 5
@@ -58,12 +58,12 @@ def calibration(outcomes: Outcomes) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "arm", "label", "ece", "ece_sd", "confidence", "seeds"])
 
 
-def _right(arm: Arm) -> NDArray[np.float64]:
+def _right(arm: ScoredArm) -> NDArray[np.float64]:
     """Share of an arm's seeds that get each image right (N,)."""
     return arm.counts().hits[:, :, 0].mean(0)
 
 
-def _pairs(comparison: Comparison) -> Iterator[tuple[Arm, Arm]]:
+def _pairs(comparison: Comparison) -> Iterator[tuple[ScoredArm, ScoredArm]]:
     """Pairs that may be subtracted."""
     arms = {score.arm.planned.id: score.arm for score in comparison.scores}
     for found in comparison.differences:
@@ -84,11 +84,11 @@ def agreement(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "both", "first_only", "second_only", "neither"])
 
 
-def _names(comparison: Comparison, first: Arm, second: Arm) -> tuple[str, ...]:
+def _names(comparison: Comparison, first: ScoredArm, second: ScoredArm) -> tuple[str, ...]:
     return (comparison.task, first.planned.id, second.planned.id, label_of(first.planned), label_of(second.planned))
 
 
-def disagreements(first: Arm, second: Arm) -> tuple[list[str], list[str]]:
+def disagreements(first: ScoredArm, second: ScoredArm) -> tuple[list[str], list[str]]:
     """Ids of images that only the first, and only the second arm gets right; those of most seeds first."""
     ahead = _right(first) - _right(second)
     ids = np.array(first.seeds[0].ids)
@@ -107,7 +107,7 @@ def flips(comparisons: Sequence[Comparison], most: int = SHOWN) -> list[Flips]:
     return found
 
 
-def _against_best(comparison: Comparison) -> Iterator[tuple[Arm, Arm]]:
+def _against_best(comparison: Comparison) -> Iterator[tuple[ScoredArm, ScoredArm]]:
     """The best arm with each other one that may be subtracted from it."""
     arms = [score.arm for score in comparison.ranked]
     for other in arms[1:]:
@@ -127,7 +127,7 @@ def classes(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
-def _classes(comparison: Comparison, first: Arm, second: Arm) -> pd.DataFrame:
+def _classes(comparison: Comparison, first: ScoredArm, second: ScoredArm) -> pd.DataFrame:
     by_area = not first.is_right_or_wrong
     if not by_area and first.seeds[0].labels is None:
         return pd.DataFrame()
@@ -140,7 +140,7 @@ def _classes(comparison: Comparison, first: Arm, second: Arm) -> pd.DataFrame:
     return found.sort_values(["difference", "class_index"], kind="stable")
 
 
-def _accuracies(first: Arm, second: Arm) -> pd.DataFrame:
+def _accuracies(first: ScoredArm, second: ScoredArm) -> pd.DataFrame:
     """Accuracy of both arms on the images of each class, and the exact test of the images on which they differ."""
     labels, images = np.unique(np.asarray(first.seeds[0].labels), return_inverse=True)
     one, other = _right(first), _right(second)
@@ -153,7 +153,7 @@ def _accuracies(first: Arm, second: Arm) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def _areas(first: Arm, second: Arm) -> pd.DataFrame:
+def _areas(first: ScoredArm, second: ScoredArm) -> pd.DataFrame:
     """IoU of both arms in every class that occurs, mean over seeds."""
     scores = []
     for arm in (first, second):

@@ -19,7 +19,7 @@ from bench.errors import BenchError
 HEADS, AVERAGED = "prediction_", "correct_ema"
 
 
-class Rows(NamedTuple):
+class ImageRows(NamedTuple):
     """Images by id, sorted. hits, totals (N, C) make the headline score; the others stand where they were stored.
 
     measures: right answers (N,) by name of the score they make: top1_ema, top1_HEAD.
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
     measures: dict[str, NDArray[np.float64]] = {}  # noqa: RUF012 - never written to
 
 
-def read(path: Path, metric: str) -> Rows:
+def read(path: Path, metric: str) -> ImageRows:
     """The rows of an evaluation; BenchError when they cannot be read, or an image stands there twice."""
     needed = ["id", "correct"] if metric == "top1" else ["id", "intersect", "union"]
     try:
@@ -49,10 +49,10 @@ def read(path: Path, metric: str) -> Rows:
     ids = tuple(frame["id"])
     if metric != "top1":
         hits, totals = (np.stack(frame[name].to_list()).astype(np.float64) for name in needed[1:])
-        return Rows(ids, hits, totals)
+        return ImageRows(ids, hits, totals)
     hits = frame["correct"].to_numpy(np.float64)[:, None]
     labels = frame["label"].to_numpy(np.int64) if "label" in frame else None
-    return Rows(ids, hits, np.ones_like(hits), labels, _confidence(frame), _measures(frame))
+    return ImageRows(ids, hits, np.ones_like(hits), labels, _confidence(frame), _measures(frame))
 
 
 def neighbours(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:

@@ -12,7 +12,7 @@ import pandas as pd
 from bench.config.stage import PlannedArm
 from bench.reporting.analysis.comparisons import MEANING, Comparison, Difference, Score
 from bench.reporting.analysis.departures import Notes
-from bench.reporting.analysis.outcomes import Arm, Held, Outcomes, label_of
+from bench.reporting.analysis.outcomes import Held, Outcomes, ScoredArm, label_of
 from bench.reporting.formatting import ALIKE, MINUS, NO_VALUE, PLUS_MINUS, amount, escaped, metric_name, p_value, points
 
 SECONDS_PER_HOUR = 3600.0
@@ -50,7 +50,7 @@ def _names(arm: PlannedArm) -> dict[str, Any]:
     return {("arm" if field == "id" else field): getattr(arm, field) for field in fields}
 
 
-def _score(arm: Arm, score: Score | None, comparison: Comparison) -> dict[str, Any]:
+def _score(arm: ScoredArm, score: Score | None, comparison: Comparison) -> dict[str, Any]:
     low, high = score.interval if score else (math.nan, math.nan)
     return {
         "score": score.spread.mean if score else math.nan,
@@ -76,7 +76,7 @@ def _standing(score: Score | None) -> dict[str, Any]:
     }
 
 
-def costs(outcomes: Outcomes, arm: Arm) -> dict[str, float]:
+def costs(outcomes: Outcomes, arm: ScoredArm) -> dict[str, float]:
     """What an arm's training took, mean over its finished seeds; upstream stages count in full for every arm.
 
     images: seen by the network, counted with repetition. device_hours: seconds of training times devices. What counts

@@ -31,7 +31,7 @@ CLASSES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#E
 IGNORED = 255  # pixels of a label map that are not scored
 
 
-class Cell(NamedTuple):
+class GridCell(NamedTuple):
     """One picture of a grid: pixels uint8 (H,W,3), what stands above it, the colour of its frame."""
 
     pixels: np.ndarray
@@ -43,7 +43,7 @@ class Row(NamedTuple):
     """Pictures side by side and what they are."""
 
     title: str
-    cells: list[Cell]
+    cells: list[GridCell]
 
 
 def all_pictures(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> list[Drawn]:
@@ -108,8 +108,8 @@ def _upright(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 2, 3, 1)
 
 
-def _cells(pictured: Iterable[np.ndarray]) -> list[Cell]:
-    return [Cell(pixels) for pixels in pictured]
+def _cells(pictured: Iterable[np.ndarray]) -> list[GridCell]:
+    return [GridCell(pixels) for pixels in pictured]
 
 
 def _covered(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
@@ -193,20 +193,20 @@ def _flips(task: str, order: Sequence[str], found: Mapping[str, Arrays]) -> list
     return [_grid(rows, f"flips-{slug(task)}", caption)] if rows else []
 
 
-def _flipped(right: Arrays, wrong: Arrays) -> list[Cell]:
+def _flipped(right: Arrays, wrong: Arrays) -> list[GridCell]:
     """Images that the first is right about and the second is not, as the second sees them."""
     if len(right["labels"]) != len(wrong["labels"]):
         return []
     told = (right["predictions"] == right["labels"]) & (wrong["predictions"] != wrong["labels"])
     return [
-        Cell(_upright(wrong["images"])[n], f"{wrong['predictions'][n]}, is {wrong['labels'][n]}", WRONG)
+        GridCell(_upright(wrong["images"])[n], f"{wrong['predictions'][n]}, is {wrong['labels'][n]}", WRONG)
         for n in np.flatnonzero(told)[:MOST]
     ]
 
 
-def _predicted(arrays: Arrays) -> list[Cell]:
+def _predicted(arrays: Arrays) -> list[GridCell]:
     return [
-        Cell(pixels, f"{said}", RIGHT) if said == label else Cell(pixels, f"{said}, is {label}", WRONG)
+        GridCell(pixels, f"{said}", RIGHT) if said == label else GridCell(pixels, f"{said}, is {label}", WRONG)
         for pixels, label, said in zip(_upright(arrays["images"]), arrays["labels"], arrays["predictions"], strict=True)
     ]
 
@@ -253,7 +253,7 @@ def _grid(rows: Sequence[Row], name: str, caption: str) -> Drawn:
     titled = any(cell.title for row in rows for cell in row.cells)
     figure = style.canvas(1.3 + columns, len(rows) * (1.18 if titled else 1.02), pictures=True)
     for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
-        filled = [*row.cells, *[Cell(EMPTY)] * (columns - len(row.cells))]
+        filled = [*row.cells, *[GridCell(EMPTY)] * (columns - len(row.cells))]
         strip = np.concatenate([_framed(cell, size) for cell in filled], axis=1)
         axes.imshow(strip // LEVELS * LEVELS + LEVELS - 1, interpolation="none")
         axes.grid(False)
@@ -268,7 +268,7 @@ def _grid(rows: Sequence[Row], name: str, caption: str) -> Drawn:
     return style.finished(figure, name, caption, pictures=True)
 
 
-def _framed(cell: Cell, size: tuple[int, ...]) -> np.ndarray:
+def _framed(cell: GridCell, size: tuple[int, ...]) -> np.ndarray:
     """A picture at the grid's size in its frame, with white around it."""
     frame = tuple(int(255 * part) for part in to_rgb(cell.frame))
     height, width = size[0] + 2 * (FRAME + GAP), size[1] + 2 * (FRAME + GAP)
