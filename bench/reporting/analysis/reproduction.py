@@ -69,7 +69,7 @@ def _conditions(row: Published) -> str:
     return ", ".join(part for part in (row.variant, size, row.pretraining_data, epochs, row.protocol) if part)
 
 
-def _interval(score: Score, difference: float, noise: power.Noise | None) -> tuple[float, float]:
+def _interval(score: Score, difference: float, noise: power.PublishedNoise | None) -> tuple[float, float]:
     """95 % interval of measured minus published on the same images.
 
     Both are trainings: ours as often as it was repeated, theirs once. Its spread is ours where we know it, else the
