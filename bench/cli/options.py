@@ -7,9 +7,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Argument, Option
+
+if TYPE_CHECKING:
+    from bench.launch.settings import Resources
 
 SET_HELP = "A value, like finetune.lr=2e-3, beit.pretrain.lr=1e-3, model.layer_scale=0.1. Repeatable."
 
@@ -79,6 +82,13 @@ class Machine:
     workers: Annotated[int, Option(min=0, help="Loading processes for each process.")] = 0
     compile: Annotated[bool, Option("--compile", help="Compile the networks.")] = False
     gradient_checkpointing: Annotated[bool, Option("--gradient-checkpointing", help="Time for memory.")] = False
+
+    def resources(self, max_unreadable: int = 0) -> Resources:
+        """These options as the launcher takes them. max_unreadable is an option of the data."""
+        from bench.launch.settings import Resources
+
+        values = {name: value for name, value in vars(self).items() if name in Resources.model_fields}
+        return Resources(**values, max_unreadable=max_unreadable)
 
 
 def takes(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -6,14 +6,13 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from bench.cli.options import Machine, Selection, Weights
+from bench.cli.options import Selection, Weights
 from bench.config.overrides import from_environment, parse_set
 from bench.config.precedence import UserOverrides
 from bench.config.registry import places, read_study, study_files, task_files
 from bench.config.schema import HUB, TRAINED, Arm, Study
 from bench.config.stage import Plan
 from bench.errors import BenchError, unknown
-from bench.launch.local import Execution
 from bench.planning.evaluations import Asked
 from bench.planning.request import Request
 from bench.planning.toy import toy
@@ -97,19 +96,6 @@ def check_starts(plan: Plan, output: Path) -> None:
         from bench.checkpoints.warm_start import check_starts as check
 
         check(plan.stages.values(), output)
-
-
-def execution(machine: Machine, max_unreadable: int = 0) -> Execution:
-    """How the machine is to be used."""
-    return Execution(
-        num_processes=machine.num_processes,
-        devices=machine.devices,
-        micro_batch_size=machine.micro_batch_size,
-        workers=machine.workers,
-        compile=machine.compile,
-        gradient_checkpointing=machine.gradient_checkpointing,
-        max_unreadable=max_unreadable,
-    )
 
 
 def _study(selection: Selection, where: tuple[Path, ...]) -> Study:

@@ -24,14 +24,14 @@ def plan(
 
 def _plan(selection: Selection, machine: Machine, *, explain: str = "", probe: bool = False, as_json: bool) -> None:
     from bench.cli import render_plan
-    from bench.cli.requests import check_starts, execution, request
+    from bench.cli.requests import check_starts, request
     from bench.launch.local import check_batches
     from bench.planning import forecast, planner
     from bench.planning.request import PUBLISHED_SPLITS, DataProbe
 
     asked = request(selection, machine.output_dir)
     planned = planner.plan_with_history(asked, DataProbe() if probe else PUBLISHED_SPLITS)
-    check_batches(planned.plan, execution(machine))
+    check_batches(planned.plan, machine.resources())
     check_starts(planned.plan, machine.output_dir)
     _check_claims(planned.plan)
     if explain:
@@ -54,7 +54,7 @@ def run(
     if dry_run:
         return _plan(selection, machine, as_json=as_json)
     from bench.cli import progress, render_run
-    from bench.cli.requests import check_starts, execution, request
+    from bench.cli.requests import check_starts, request
     from bench.launch.scheduler import run_plan
     from bench.planning.planner import make_plan
 
@@ -66,7 +66,7 @@ def run(
         outcome = run_plan(
             planned,
             machine.output_dir,
-            execution(machine, selection.max_unreadable),
+            machine.resources(selection.max_unreadable),
             watcher,
             restart_failed=restart_failed,
         )
@@ -90,7 +90,7 @@ def evaluate(
 ) -> None:
     """Score published or own weights on a task: scores, intervals, protocol, and what was published about them."""
     from bench.cli import progress
-    from bench.cli.requests import execution, weighed
+    from bench.cli.requests import weighed
     from bench.launch.scheduler import run_plan
     from bench.planning import evaluations
     from bench.reporting import checkpoint_scores
@@ -98,7 +98,7 @@ def evaluate(
     planned = evaluations.plan_evaluations(weighed(weights, machine.output_dir))
     watcher = progress.watcher(log, interval)
     try:
-        outcome = run_plan(planned, machine.output_dir, execution(machine, weights.max_unreadable), watcher)
+        outcome = run_plan(planned, machine.output_dir, machine.resources(weights.max_unreadable), watcher)
     finally:
         watcher.close()
     found = checkpoint_scores.summaries(planned, machine.output_dir)
@@ -119,8 +119,7 @@ def _check_claims(planned: Any) -> None:
 def _walker(selection: Selection, machine: Machine) -> Any:
     """Runs a plan in a folder without a word."""
     from bench.cli.progress import Silent
-    from bench.cli.requests import execution
     from bench.launch.scheduler import run_plan
 
-    how = execution(machine, selection.max_unreadable)
-    return lambda plan, folder: run_plan(plan, folder, how, Silent())
+    resources = machine.resources(selection.max_unreadable)
+    return lambda plan, folder: run_plan(plan, folder, resources, Silent())

@@ -17,26 +17,14 @@ from bench.config.schema import Recipe
 from bench.config.stage import Plan, Stage
 from bench.errors import BenchError
 from bench.files import discard, unwritable, write_atomic
-from bench.launch.settings import Settings
-from bench.pipeline.sampler import micro_batching
+from bench.launch.settings import Resources, Settings
+from bench.pipeline.sampler import is_paired, micro_batching
 from bench.runs.lease import ask_to_stop
 from bench.runs.run import Run
 
 WORKER = "bench.training.worker"
 LAUNCHER = "accelerate/commands/launch.py"
 MOST_SLOTS = 4  # stages side by side on one CPU
-
-
-class Execution(NamedTuple):
-    """How stages are run; none of it changes a result. `devices`: auto, cpu, or numbers of GPUs."""
-
-    num_processes: int = 1
-    devices: str = "auto"
-    micro_batch_size: int | None = None
-    workers: int = 0
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    max_unreadable: int = 0
 
 
 class Slot(NamedTuple):
@@ -56,11 +44,9 @@ class Launch(NamedTuple):
     stderr_start: int
 
 
-def slots(execution: Execution, width: int) -> list[Slot]:
+def slots(resources: Resources, width: int) -> list[Slot]:
     """The devices, dealt out to launches that run side by side; `width` is how many the plan can use at once."""
-    gpus, wanted = visible_gpus(execution.devices), execution.num_processes
-    if wanted < 1:
-        raise BenchError(f"--num-processes {wanted}: at least 1 process does the work")
+    gpus, wanted = visible_gpus(resources.devices), resources.num_processes
     if not gpus:
         count = max(1, min(MOST_SLOTS, cores() // wanted, width))
         return [Slot((), _threads(cores() // (count * wanted)))] * count
@@ -70,26 +56,22 @@ def slots(execution: Execution, width: int) -> list[Slot]:
     return [Slot(group, _threads(cores() // len(gpus))) for group in groups]
 
 
-def check_batches(plan: Plan, execution: Execution) -> None:
+def check_batches(plan: Plan, resources: Resources) -> None:
     """BenchError when a batch of the plan does not divide among the processes, with the numbers that would fit."""
     for stage in plan.stages.values():
-        if stage.recipe is not None:
-            micro = micro_batch(stage.recipe, execution)
+        if (recipe := stage.recipe) is not None:
+            micro = micro_batch(recipe, resources)
             try:
-                micro_batching(stage.recipe.batch_size, execution.num_processes, micro, paired=_paired(stage.recipe))
+                micro_batching(recipe.batch_size, resources.num_processes, micro, paired=is_paired(recipe))
             except BenchError as error:
                 raise BenchError(f"{stage.method}, {stage.kind}: {error}") from None
 
 
-def micro_batch(recipe: Recipe, execution: Execution) -> int | None:
+def micro_batch(recipe: Recipe, resources: Resources) -> int | None:
     """--micro-batch-size, or a process's whole share where that is smaller."""
-    share = recipe.batch_size // execution.num_processes
-    wanted = execution.micro_batch_size
+    share = recipe.batch_size // resources.num_processes
+    wanted = resources.micro_batch_size
     return None if wanted is None or wanted >= share else wanted
-
-
-def _paired(recipe: Recipe) -> bool:
-    return recipe.mixup > 0 or recipe.cutmix > 0
 
 
 def cores() -> int:
@@ -134,35 +116,31 @@ def _listed_gpus() -> list[str]:
 
 
 def start(
-    stages: Sequence[Stage], runs: Mapping[str, Run], slot: Slot, execution: Execution, worker: str = WORKER
+    stages: Sequence[Stage], runs: Mapping[str, Run], slot: Slot, resources: Resources, worker: str = WORKER
 ) -> Launch:
     """Write how the stages are run into their folders, and start them one after another in one launch."""
     folders = tuple(runs[stage.key] for stage in stages)
     command = _command(folders, slot, worker)
     for stage, run in zip(stages, folders, strict=True):
-        _prepare(stage, run, runs, slot, execution)
+        _prepare(stage, run, runs, slot, resources)
     script = f"#!/bin/sh\ncd {shlex.quote(os.getcwd())} && exec {shlex.join(command)}\n"
     write_atomic(folders[0].path("launch.sh"), script)
     return _spawn(folders, command, slot)
 
 
-def _prepare(stage: Stage, run: Run, runs: Mapping[str, Run], slot: Slot, execution: Execution) -> None:
+def _prepare(stage: Stage, run: Run, runs: Mapping[str, Run], slot: Slot, resources: Resources) -> None:
     """launch.json and accelerate.yaml of a run; where an earlier launch was at is forgotten."""
     discard(run.path("progress.json"))
+    micro = micro_batch(stage.recipe, resources) if stage.recipe else resources.micro_batch_size
     settings = Settings(
-        num_processes=execution.num_processes,
-        micro_batch_size=micro_batch(stage.recipe, execution) if stage.recipe else execution.micro_batch_size,
-        workers=execution.workers,
+        **{**dict(resources), "micro_batch_size": micro},
         threads=slot.threads,
-        compile=execution.compile,
-        gradient_checkpointing=execution.gradient_checkpointing,
         device="cuda" if slot.gpus else "cpu",
         parents={key: str(runs[key].root.resolve()) for key in stage.parents.values()},
         roots={data.dataset: data.root for data in stage.data.values() if data.root},
-        max_unreadable=execution.max_unreadable,
     )
     write_atomic(run.path("launch.json"), settings.model_dump_json(indent=1) + "\n")
-    write_atomic(run.path("accelerate.yaml"), accelerate_config(slot, execution.num_processes))
+    write_atomic(run.path("accelerate.yaml"), accelerate_config(slot, resources.num_processes))
 
 
 def accelerate_config(slot: Slot, num_processes: int) -> str:

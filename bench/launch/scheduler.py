@@ -14,7 +14,8 @@ from bench.config.resolve import steps_of
 from bench.config.stage import Plan, Stage
 from bench.errors import BenchError
 from bench.launch import local
-from bench.launch.local import Execution, Launch, Slot
+from bench.launch.local import Launch, Slot
+from bench.launch.settings import Resources
 from bench.runs.run import Run
 from bench.runs.store import runs_folder, save_plan
 
@@ -77,14 +78,14 @@ class Watcher(Protocol):
 def run_plan(
     plan: Plan,
     output: Path,
-    execution: Execution,
+    resources: Resources,
     watcher: Watcher,
     *,
     restart_failed: bool = False,
     worker: str = local.WORKER,
 ) -> PlanOutcome:
     """Bring every stage of a plan to its end, or to the reason why it has none. Stores the plan for `bench compare`."""
-    local.check_batches(plan, execution)
+    local.check_batches(plan, resources)
     root = runs_folder(output)
     save_plan(output, plan)
     runs = {key: Run.open(root, stage) for key, stage in plan.stages.items()}
@@ -93,7 +94,7 @@ def run_plan(
             if run.status().state == "failed":
                 run.restart()
     with _signals() as caught:
-        return _Walk(plan, runs, execution, watcher, caught, worker).go()
+        return _Walk(plan, runs, resources, watcher, caught, worker).go()
 
 
 def units(plan: Plan, done: Callable[[Stage], bool]) -> list[Unit]:
@@ -178,18 +179,18 @@ class _Walk:
         self,
         plan: Plan,
         runs: dict[str, Run],
-        execution: Execution,
+        resources: Resources,
         watcher: Watcher,
         caught: list[int],
         worker: str,
     ) -> None:
-        self.plan, self.runs, self.execution = plan, runs, execution
+        self.plan, self.runs, self.resources = plan, runs, resources
         self.watcher, self.caught, self.worker = watcher, caught, worker
         self.results: dict[str, Result] = {key: "done" for key, run in runs.items() if run.is_done()}
         self.reasons: dict[str, str] = {}
         self.waiting = units(plan, lambda stage: stage.key in self.results)
         self.urgency = urgency(self.waiting)
-        self.free: list[Slot] = local.slots(execution, widest(self.waiting)) if self.waiting else []
+        self.free: list[Slot] = local.slots(resources, widest(self.waiting)) if self.waiting else []
         self.running: dict[Launch, Unit] = {}
         self.elsewhere: set[str] = set()  # stages that other processes work on
         self.asked = 0.0
@@ -311,7 +312,7 @@ class _Walk:
         """Start a unit on a free slot."""
         slot = self.free.pop()
         try:
-            launch = local.start(unit.stages, self.runs, slot, self.execution, self.worker)
+            launch = local.start(unit.stages, self.runs, slot, self.resources, self.worker)
         except BenchError as error:
             self.free.append(slot)
             return self.record_unit_result(unit, "failed", str(error))

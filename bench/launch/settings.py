@@ -12,19 +12,25 @@ from bench.files import read_json
 from bench.runs.run import Run
 
 
-class Settings(Frozen):
-    """Devices, parts of a batch, and where things lie."""
+class Resources(Frozen):
+    """What the stages of a plan may use: processes, devices, memory."""
 
-    num_processes: Count = 1
+    num_processes: Count = 1  # that share the batch of each stage
+    devices: str = Field(default="auto", exclude=True)  # auto, cpu, or GPUs by number; launch.json has `device`
     micro_batch_size: Count | None = None  # images a process holds at once; None: its whole share of the batch
     workers: int = Field(default=0, ge=0)  # loader processes for each process
-    threads: Count = 1  # of torch, per process
     compile: bool = False
     gradient_checkpointing: bool = False
+    max_unreadable: int = Field(default=0, ge=0)  # images that may be left out because they cannot be read
+
+
+class Settings(Resources):
+    """How one stage is launched: what it may use, and where things lie."""
+
+    threads: Count = 1  # of torch, per process
     device: str = "cpu"
     parents: Mapping[str, str] = {}  # key of a parent stage -> its run folder
     roots: Mapping[str, str] = {}  # dataset -> folder
-    max_unreadable: int = Field(default=0, ge=0)  # images that may be left out because they cannot be read
 
 
 def read_settings(run: Run) -> Settings:

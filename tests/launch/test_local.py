@@ -15,8 +15,8 @@ from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
 from bench.errors import BenchError
 from bench.launch import local
-from bench.launch.local import Execution, Slot, accelerate_config, slots, visible_gpus
-from bench.launch.settings import read_settings
+from bench.launch.local import Slot, accelerate_config, slots, visible_gpus
+from bench.launch.settings import Resources, read_settings
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
 from bench.runs.run import Run
@@ -41,17 +41,17 @@ def small_plan(*methods: str) -> Plan:
 
 def test_a_cpu_is_shared_by_as_many_stages_as_the_plan_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "cores", lambda: 16)
-    cpu = Execution(devices="cpu")
+    cpu = Resources(devices="cpu")
     assert slots(cpu, width=9) == [Slot((), 4)] * 4
     assert slots(cpu, width=1) == [Slot((), 16)]
-    assert slots(cpu._replace(num_processes=8), width=9) == [Slot((), 1)] * 2
+    assert slots(Resources(devices="cpu", num_processes=8), width=9) == [Slot((), 1)] * 2
     monkeypatch.setattr(local, "cores", lambda: 1)
-    assert slots(cpu._replace(num_processes=2), width=9) == [Slot((), 1)]
+    assert slots(Resources(devices="cpu", num_processes=2), width=9) == [Slot((), 1)]
 
 
 def test_threads_that_the_user_chose_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert slots(Execution(devices="cpu"), width=1)[0].threads == 3
+    assert slots(Resources(devices="cpu"), width=1)[0].threads == 3
 
 
 @pytest.mark.usefixtures("gpus")
@@ -59,8 +59,8 @@ def test_devices_count_among_those_that_are_visible() -> None:
     assert visible_gpus("auto") == ["4", "5", "6", "7"]
     assert visible_gpus("0,2") == ["4", "6"]
     assert visible_gpus("cpu") == []
-    assert [slot.gpus for slot in slots(Execution(devices="0,1,2,3"), width=9)] == [("4",), ("5",), ("6",), ("7",)]
-    two = Execution(devices="0,1,2,3", num_processes=2)
+    assert [slot.gpus for slot in slots(Resources(devices="0,1,2,3"), width=9)] == [("4",), ("5",), ("6",), ("7",)]
+    two = Resources(devices="0,1,2,3", num_processes=2)
     assert [slot.gpus for slot in slots(two, width=9)] == [("4", "5"), ("6", "7")]
 
 
@@ -74,7 +74,7 @@ def test_a_device_that_is_not_there_is_refused(devices: str) -> None:
 @pytest.mark.usefixtures("gpus")
 def test_more_processes_than_devices_are_refused() -> None:
     with pytest.raises(BenchError, match=r"--num-processes 3 is more than the 2 devices \(4, 5\)"):
-        slots(Execution(devices="0,1", num_processes=3), width=1)
+        slots(Resources(devices="0,1", num_processes=3), width=1)
 
 
 def test_hidden_devices_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,8 +111,8 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slot: Slot, proces
     monkeypatch.setenv("KEPT", "as it was")
     plan = small_plan()
     runs = {key: Run.open(tmp_path / "runs", stage) for key, stage in plan.stages.items()}
-    execution = Execution(devices="cpu", num_processes=processes)
-    launch = local.start(tuple(plan.stages.values()), runs, slot, execution, "speak")
+    resources = Resources(devices="cpu", num_processes=processes)
+    launch = local.start(tuple(plan.stages.values()), runs, slot, resources, "speak")
     assert launch.process.wait(timeout=120) == 0, local.last_words(launch)
     lines = launch.runs[0].path("stdout.log").read_text().splitlines()
     assert all(line.startswith(str(tmp_path)) for line in json.loads(lines[0])["folders"])
@@ -141,9 +141,9 @@ def test_what_a_worker_is_told_lies_in_its_folder(tmp_path: Path) -> None:
     plan = small_plan("deit")
     runs = {key: Run.open(tmp_path / "runs", stage) for key, stage in plan.stages.items()}
     supervised = next(stage for stage in plan.stages.values() if stage.kind == "supervised")
-    execution = Execution(micro_batch_size=25, workers=2, gradient_checkpointing=True)
+    resources = Resources(micro_batch_size=25, workers=2, gradient_checkpointing=True)
     for stage in (supervised,):
-        local._prepare(stage, runs[stage.key], runs, Slot((), 3), execution)
+        local._prepare(stage, runs[stage.key], runs, Slot((), 3), resources)
     settings = read_settings(runs[supervised.key])
     assert (settings.micro_batch_size, settings.workers, settings.threads, settings.device) == (25, 2, 3, "cpu")
     assert settings.gradient_checkpointing
@@ -153,9 +153,9 @@ def test_what_a_worker_is_told_lies_in_its_folder(tmp_path: Path) -> None:
 
 def test_a_micro_batch_larger_than_the_share_is_the_whole_share() -> None:
     plan = small_plan()
-    local.check_batches(plan, Execution(micro_batch_size=4096))
+    local.check_batches(plan, Resources(micro_batch_size=4096))
     with pytest.raises(BenchError, match="vit, supervised: micro-batch 7 does not divide 50"):
-        local.check_batches(plan, Execution(micro_batch_size=7))
+        local.check_batches(plan, Resources(micro_batch_size=7))
 
 
 def test_all_processes_of_a_launch_can_be_ended() -> None:

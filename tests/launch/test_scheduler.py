@@ -16,14 +16,14 @@ from bench.config.registry import places
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
 from bench.errors import BenchError
-from bench.launch.local import Execution
 from bench.launch.scheduler import PlanOutcome, run_plan, units, urgency, widest
+from bench.launch.settings import Resources
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
 from bench.runs.run import Run
 from bench.runs.store import read_plan
 
-CPU = Execution(devices="cpu")
+CPU = Resources(devices="cpu")
 # Numbers of our own, so that tuning the demo does not change a test.
 NUMBERS = {
     f"{kind}.{name}": value
@@ -182,11 +182,11 @@ import sys
 from pathlib import Path
 from bench.cli.progress import Plain
 from bench.launch.scheduler import run_plan
-from bench.launch.local import Execution
+from bench.launch.settings import Resources
 from bench.config.stage import Plan
 plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
 watcher = Plain(lambda line: print(line, flush=True), 0.2)
-outcome = run_plan(plan, Path(sys.argv[2]), Execution(devices="cpu"), watcher, worker="pretend_worker")
+outcome = run_plan(plan, Path(sys.argv[2]), Resources(devices="cpu"), watcher, worker="pretend_worker")
 sys.exit(outcome.exit_code)
 """
 
@@ -240,7 +240,7 @@ def test_two_walks_at_once_share_the_work(tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_would(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"50 does not divide among 3 processes; it does among 1, 2, 5, 10, 25, 50"):
-        run_plan(planned("vit"), tmp_path, CPU._replace(num_processes=3), RecordingWatcher())
+        run_plan(planned("vit"), tmp_path, Resources(devices="cpu", num_processes=3), RecordingWatcher())
 
 
 def test_an_unwritable_output_folder_is_named(tmp_path: Path) -> None:

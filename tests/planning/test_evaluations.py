@@ -20,6 +20,7 @@ from bench.config.stage import Plan
 from bench.data.splits import open_source
 from bench.errors import BenchError
 from bench.launch import local
+from bench.launch.settings import Resources
 from bench.launch.signals import Stop
 from bench.planning.evaluations import Asked, plan_evaluations
 from bench.reporting import checkpoint_scores
@@ -78,7 +79,7 @@ def carried_out(plan: Plan, output: Path, stop: Stop | None = None, code: int = 
     """The last stage of a plan, worked on in this process."""
     runs = {key: Run.open(output / "runs", stage) for key, stage in plan.stages.items()}
     stage = list(plan.stages.values())[-1]
-    local._prepare(stage, runs[stage.key], runs, local.Slot((), 1), local.Execution(devices="cpu", micro_batch_size=16))
+    local._prepare(stage, runs[stage.key], runs, local.Slot((), 1), Resources(devices="cpu", micro_batch_size=16))
     assert worker.work(runs[stage.key], stop or Stop()) == code
     return runs[stage.key]
 

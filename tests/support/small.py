@@ -9,6 +9,7 @@ from bench.config.precedence import UserOverrides
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan, Stage
 from bench.launch import local
+from bench.launch.settings import Resources
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
 from bench.runs.run import Run
@@ -71,9 +72,9 @@ def prepared(folder: Path, plan: Plan, *, processes: int = 1, micro: int | None 
 def ready(folder: Path, plan: Plan, *, processes: int = 1, micro: int | None = None) -> dict[str, Run]:
     """The run folders of a plan, ready for a worker: key -> run."""
     runs = {key: Run.open(folder / "runs", stage) for key, stage in plan.stages.items()}
-    execution = local.Execution(num_processes=processes, devices="cpu", micro_batch_size=micro)
+    resources = Resources(num_processes=processes, devices="cpu", micro_batch_size=micro)
     for key, stage in plan.stages.items():
-        local._prepare(stage, runs[key], runs, local.Slot((), 1), execution)
+        local._prepare(stage, runs[key], runs, local.Slot((), 1), resources)
     return runs
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench.checkpoints.weights import load_weights
 from bench.launch import local
+from bench.launch.settings import Resources
 from bench.runs.run import Run
 from bench.training import worker
 
@@ -21,9 +22,9 @@ def cache(tmp_path_factory, monkeypatch):
 
 def launch_two(runs: list[Run], known: dict[str, Run], micro: int | None = 4) -> None:
     """Start stages as `bench run` does, on two processes and in parts of four images, and wait."""
-    execution = local.Execution(num_processes=2, devices="cpu", micro_batch_size=micro)
+    resources = Resources(num_processes=2, devices="cpu", micro_batch_size=micro)
     by_key = known | {run.stage().key: run for run in runs}
-    launched = local.start([run.stage() for run in runs], by_key, local.Slot((), 1), execution)
+    launched = local.start([run.stage() for run in runs], by_key, local.Slot((), 1), resources)
     assert launched.process.wait(timeout=300) == 0, local.last_words(launched)
 
 
