@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+import pandas as pd
 
 from bench.config.stage import Plan
 from bench.errors import BenchError
@@ -25,17 +27,36 @@ from bench.reporting.pages.document import Document
 from bench.reporting.pages.page import document
 
 
-class Report(NamedTuple):
-    """What was written. `rows` are the main tables by task and `answer` the sentences of report.md, without markup."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """The report of a study: its main results, and where its files lie. Scores are in percent, differences in points.
+
+    scores: a row per task and arm: task, arm (its id), label, method, variant, size, budget, metric; score (mean over
+        seeds), sd, seeds, seeds_planned; low, high (95 %, other images), low_retrained, high_retrained (95 %, training
+        again as well), images_scored, pretrainings, first (probability of ranking first), best, like_best, apart (why
+        it is not ranked); costs by images_*, flops_* and device_hours_* (own: last stage, all: with upstream stages),
+        parameters, pretraining_epochs; design, starts_from, fidelity, reportable, notes.
+    differences: a row per task and pair of arms, `first` minus `second`: task, metric, first, second (ids),
+        first_label, second_label; difference, low, high (95 %: other images, and training again where both were),
+        low_images, high_images (95 %, other images alone), p, p_adjusted (Holm), by_retraining (differences up to here
+        are within the noise of retraining), freedom, scope, verdict, told_apart, conflicts (protocol keys, where the
+        two are not comparable).
+    convergence: a row per task, arm and score level, what it took to reach it: task, arm, label, level, seeds, reached
+        (number of seeds that did); epochs (of the last stage), images_own, images_all, flops_all, device_hours_all,
+        each with its 95 % interval in *_low and *_high.
+    """
 
     folder: Path
-    complete: bool  # every planned stage is done and was used
-    missing: tuple[str, ...]
-    answer: tuple[str, ...]
-    rows: dict[str, list[dict[str, str]]]
+    complete: bool  # every planned stage is done and its files could be used
+    missing: tuple[str, ...]  # a line for every stage or file that could not be used
+    answer: tuple[str, ...]  # the sentences of the section "Answer", without markup
+    limits: tuple[str, ...]  # what cannot be concluded
+    rows: dict[str, list[dict[str, str]]]  # the main table of each task as text
+    claims: tuple[Evidence, ...]
+    scores: pd.DataFrame
+    differences: pd.DataFrame
+    convergence: pd.DataFrame
     files: tuple[Path, ...]
-    limits: tuple[str, ...] = ()
-    claims: tuple[Evidence, ...] = ()
 
 
 def make(plan: Plan, results: Path, out: Path, allow: Sequence[str] = ()) -> Report:
@@ -80,9 +101,12 @@ def _report(found: Findings, out: Path, files: tuple[Path, ...]) -> Report:
         missing=found.outcomes.missing,
         answer=tuple(plain(sentence) for sentences in found.answer.values() for sentence in sentences),
         rows={task: _plain_rows(tables.main_rows(frame)) for task, frame in by_task.items()},
-        files=files,
         limits=tuple(plain(sentence) for sentence in found.limits),
         claims=tuple(found.claims),
+        scores=found.table,
+        differences=tables.differences(found.comparisons),
+        convergence=found.levels,
+        files=files,
     )
 
 

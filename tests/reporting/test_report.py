@@ -72,6 +72,21 @@ def test_scores_are_those_of_the_stored_predictions(tree: Tree, report: Report) 
     assert report.rows["demo"][2]["top-1 % \u2191"].startswith(f"{np.mean(by_seed):.2f} \u00b1 ")
 
 
+def test_the_frames_of_a_report_hold_the_numbers_of_report_json(report: Report) -> None:
+    body = body_of(report)
+    assert report.scores["score"].tolist() == pytest.approx([row["score"] for row in body["arms"]], abs=1e-6)
+    pairs = report.differences.to_dict("records")
+    assert [(row["task"], row["first"], row["second"]) for row in pairs] == [
+        (row["task"], row["first"], row["second"]) for row in body["differences"]
+    ]
+    for row, written in zip(pairs, body["differences"], strict=True):
+        assert [row["difference"], row["low"], row["high"]] == pytest.approx(
+            [written["value"], *written["interval"]], abs=1e-6
+        )
+    assert report.convergence.groupby(["task", "arm", "level"]).size().max() == 1
+    assert report.convergence["level"].tolist() == [row["level"] for row in body["levels"]]
+
+
 def test_costs_add_up_all_stages_that_came_before(report: Report) -> None:
     rows = {row["arm"]: row for row in body_of(report)["arms"]}
     assert rows["vit-demo"]["images_own"] == rows["vit-demo"]["images_all"] == 30_000
@@ -352,7 +367,7 @@ def test_an_output_folder_that_cannot_be_written_is_an_error(tree: Tree, tmp_pat
 
 
 def test_comparing_never_imports_torch() -> None:
-    code = "import sys, bench.compare; sys.exit(bool({'torch', 'timm', 'transformers'} & sys.modules.keys()))"
+    code = "import sys, bench.reporting; sys.exit(bool({'torch', 'timm', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -234,6 +234,27 @@ def _mean_and_sd(row: Mapping[Any, Any]) -> str:
     return f"{row['mean']:.{decimals}f}{sd}"
 
 
+PAIR_COLUMNS = [
+    "task", "metric", "first", "second", "first_label", "second_label", "difference", "low", "high", "low_images",
+    "high_images", "p", "p_adjusted", "by_retraining", "freedom", "scope", "verdict", "told_apart", "conflicts",
+]  # fmt: skip
+
+
+def differences(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """One row per pair of arms of a task, `first` minus `second`, in points; not-a-number where there is no value."""
+    rows = []
+    for comparison in comparisons:
+        labels = {score.arm.planned.id: label_of(score.arm.planned) for score in comparison.scores}
+        rows += [
+            (comparison.task, comparison.metric, pair.first, pair.second, labels[pair.first], labels[pair.second],
+             pair.value, *pair.interval, *pair.images_interval, pair.p, pair.p_adjusted,
+             math.nan if pair.by_retraining is None else pair.by_retraining, pair.freedom, pair.scope, pair.verdict,
+             pair.told_apart, "; ".join(pair.conflicts))
+            for pair in comparison.differences
+        ]  # fmt: skip
+    return pd.DataFrame(rows, columns=PAIR_COLUMNS)
+
+
 def matrix_rows(comparison: Comparison) -> list[dict[str, str]]:
     """Differences of every pair: the arm of the row minus the arm of the column, in points, with 95 % intervals."""
     names = {score.arm.planned.id: escaped(label_of(score.arm.planned)) for score in comparison.scores}
