@@ -159,7 +159,7 @@ def _scored(run: Run, output: Path) -> list[Scored]:
     """The finished evaluations of a run's network, beside it or under the output folder."""
     key = run.stage().key
     found: dict[str, Scored] = {}
-    for other in (*all_runs(run.root.parent.parent), *all_runs(output)):
+    for other in (*all_runs(run.output), *all_runs(output)):
         try:
             stage = other.stage()
             if stage.kind == "evaluate" and stage.parents.get("model") == key and other.is_done():

@@ -11,7 +11,7 @@ from bench.cli.progress import duration, position
 from bench.config.stage import Plan, PlannedArm
 from bench.errors import BenchError
 from bench.runs.run import Record, Run, Status
-from bench.runs.store import read_plan
+from bench.runs.store import read_plan, run_of
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 12  # points of a sparkline
@@ -60,7 +60,7 @@ class StudyProgress(NamedTuple):
 
 def look(plan: Plan, output: Path) -> StudyProgress:
     """The state of every stage of a plan, as its run folder tells it."""
-    runs = {key: Run(Path(output) / "runs" / stage.folder) for key, stage in plan.stages.items()}
+    runs = {key: run_of(output, stage) for key, stage in plan.stages.items()}
     states = {key: _status(run) for key, run in runs.items()}
     blocked = _blocked(plan, states)
     roles = tuple(dict.fromkeys(role for arm in plan.arms for seed in arm.stages.values() for role in seed))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -84,10 +86,16 @@ class Stage(Frozen):
             body["recipe"] = {k: v for k, v in body["recipe"].items() if k not in COSMETIC | STARTING} | partial
         return body | ({"start": self.start.digest} if self.start else {})
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Content address of the stage, 24 hexadecimal digits."""
         return digest(self.identity())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Stage:
+        """As of every model; a copy works out its own key."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("key", None)  # pydantic copies cached properties, too, and `update` may change the key
+        return copy
 
     @property
     def folder(self) -> str:

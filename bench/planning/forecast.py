@@ -17,7 +17,7 @@ from bench.planning.costs import Cost, cost
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
 from bench.runs.run import Run
-from bench.runs.store import all_runs
+from bench.runs.store import all_runs, run_of
 
 PROBE_STEPS = 10
 
@@ -42,7 +42,7 @@ def forecast(plan: Plan, output: Path, speeds: Speeds) -> list[Forecast]:
     """State, cost and expected time of every stage, in the plan's order."""
     found = []
     for stage in plan.stages.values():
-        run = Run(Path(output) / "runs" / stage.folder)
+        run = run_of(output, stage)
         expected = cost(stage, plan.stages)
         found.append(Forecast(stage, _state(run), expected, _seconds(stage, expected, speeds)))
     return found

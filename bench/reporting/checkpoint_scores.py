@@ -15,6 +15,7 @@ from bench.config.stage import Plan, Stage
 from bench.reporting import published
 from bench.reporting.published import Published
 from bench.runs.run import Run
+from bench.runs.store import run_of
 from bench.stats.bootstrap import Counts, bootstrap
 from bench.stats.intervals import Interval, percentiles, wilson
 
@@ -30,7 +31,7 @@ def summaries(plan: Plan, results: Path) -> list[dict[str, Any]]:
     for arm in plan.arms:
         (keys,) = arm.stages.values()
         stage = plan.stages[keys["evaluate"]]
-        run = Run(results / "runs" / stage.folder)
+        run = run_of(results, stage)
         found.append(_summary(arm.label, stage, run, rows, arm.metric))
     return found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.config.stage import Plan
 from bench.errors import BenchError
 from bench.runs.run import Run
+from bench.runs.store import run_of
 
 LOOK = 5.0  # seconds between two looks
 Seen = tuple[tuple[str, str, int], ...]
@@ -30,7 +31,7 @@ def changes(
 
 def seen(plan: Plan, results: Path) -> Seen:
     """What a report depends on, at a glance: state, error and age of the results of every stage."""
-    return tuple(_glance(Run(results / "runs" / stage.folder)) for stage in plan.stages.values())
+    return tuple(_glance(run_of(results, stage)) for stage in plan.stages.values())
 
 
 def _glance(run: Run) -> tuple[str, str, int]:

@@ -10,7 +10,7 @@ from bench.config.stage import Plan, PlannedArm, Stage
 from bench.errors import BenchError, unknown
 from bench.files import read_json
 from bench.runs.run import Run
-from bench.runs.store import find_run, read_plan
+from bench.runs.store import find_run, read_plan, run_of
 
 Why = Literal["varied on purpose", "follows from that", "unexplained"]
 ORDER: tuple[Why, ...] = ("varied on purpose", "follows from that", "unexplained")
@@ -129,7 +129,7 @@ def _arm(plan: Plan, name: str) -> PlannedArm:
 def _side_of(plan: Plan, arm: PlannedArm, output: Path) -> Side:
     """An arm by the stages of its first seed."""
     stages = {role: plan.stages[key] for role, key in arm.stages[min(arm.stages)].items()}
-    last = Run(Path(output) / "runs" / list(stages.values())[-1].folder)
+    last = run_of(output, list(stages.values())[-1])
     return Side(arm.id, stages, _surroundings(last))
 
 

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,7 +50,8 @@ class Status(NamedTuple):
     outputs: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - never written to
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Run:
     """The folder of one stage."""
 
     root: Path
@@ -67,6 +69,11 @@ class Run(NamedTuple):
         body = {"format": FORMAT, "bench": bench.__version__, "key": stage.key, "stage": stage.model_dump(mode="json")}
         write_json(run.path("stage.json"), body)
         return run
+
+    @property
+    def output(self) -> Path:
+        """The output folder that this run lies in: <output>/runs/<kind>-<key12>."""
+        return self.root.parent.parent
 
     def path(self, *parts: str) -> Path:
         """A file of this run."""

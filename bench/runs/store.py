@@ -10,15 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.config.stage import Plan
+from bench.config.stage import Plan, Stage
 from bench.errors import BenchError, parse, unknown
 from bench.files import read_json, unwritable, write_atomic
 from bench.runs.run import Run
 
+RUNS = "runs"  # of the output folder: where run folders lie
+
+
+def run_of(output: Path, stage: Stage) -> Run:
+    """The run of a stage, whether or not its folder exists."""
+    return Run(Path(output) / RUNS / stage.folder)
+
 
 def runs_folder(output: Path) -> Path:
     """Where run folders lie; BenchError when nothing can be written there."""
-    folder = Path(output) / "runs"
+    folder = Path(output) / RUNS
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -31,7 +38,7 @@ def runs_folder(output: Path) -> Path:
 
 def all_runs(output: Path) -> Iterator[Run]:
     """Every run folder under `output`, by name."""
-    for path in sorted((Path(output) / "runs").glob("*/stage.json")):
+    for path in sorted((Path(output) / RUNS).glob("*/stage.json")):
         yield Run(path.parent)
 
 

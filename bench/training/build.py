@@ -58,7 +58,7 @@ def objective(stage: Stage, run: Run) -> Objective:
     if stage.start is not None:
         from bench.checkpoints.warm_start import warm_start
 
-        started = warm_start(stage, built, output=run.root.parent.parent)
+        started = warm_start(stage, built, output=run.output)
         if os.environ.get("RANK", "0") == "0":  # the others did the same
             write_json(run.path(ADOPTED), started._asdict())
     return built
@@ -81,7 +81,7 @@ def scored(stage: Stage, run: Run) -> Objective:
     from bench.checkpoints.locate import locate
 
     root = stage.start.root
-    found = locate(root if root and Path(root).exists() else stage.start.id, run.root.parent.parent)
+    found = locate(root if root and Path(root).exists() else stage.start.id, run.output)
     if found.digest != stage.start.digest:
         raise BenchError(
             f"{found.path} holds other weights (sha256 {found.digest[:12]}) than when the evaluation was planned "

@@ -1,5 +1,7 @@
 """What a person writes is checked, and named when it is wrong."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,30 @@ def test_the_same_stage_has_the_same_key_and_another_has_another() -> None:
     assert stage(parents={"start": "x"}).key != stage().key
     assert stage(version=2).key != stage().key
     assert stage().folder == f"supervised-{stage().key[:12]}"
+
+
+def test_a_key_is_hashed_once_and_a_copy_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    monkeypatch.setattr("bench.config.stage.digest", lambda value: hashed.append(value) or digest(value))
+    first = stage()
+    assert first.key == first.key
+    assert len(hashed) == 1
+    for deep in (False, True):
+        other = first.model_copy(update={"seed": 1}, deep=deep)
+        assert other.key == stage(seed=1).key != first.key
+        assert other.model_copy(update={"seed": 0}, deep=deep).key == first.key
+
+
+def test_a_key_that_was_asked_for_leaves_no_trace_in_the_stage() -> None:
+    keyed, fresh = stage(), stage()
+    assert keyed.key
+    assert keyed == fresh
+    assert repr(keyed) == repr(fresh)
+    assert keyed.model_dump() == fresh.model_dump()
+    assert keyed.model_dump_json() == fresh.model_dump_json()
+    for again in (copy.copy(keyed), copy.deepcopy(keyed), pickle.loads(pickle.dumps(keyed))):
+        assert again == fresh
+        assert again.key == keyed.key
 
 
 def test_what_does_not_change_a_result_does_not_change_its_key() -> None:

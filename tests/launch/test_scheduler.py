@@ -20,8 +20,8 @@ from bench.launch.scheduler import PlanOutcome, run_plan, units, urgency, widest
 from bench.launch.settings import Resources
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
+from bench.runs import store
 from bench.runs.run import Run
-from bench.runs.store import read_plan
 
 CPU = Resources(devices="cpu")
 # Numbers of our own, so that tuning the demo does not change a test.
@@ -68,7 +68,7 @@ def walk(plan: Plan, output: Path, watcher: RecordingWatcher | None = None, **op
 
 def run_of(plan: Plan, output: Path, kind: str, method: str) -> Run:
     stage = next(stage for stage in plan.stages.values() if (stage.kind, stage.method) == (kind, method))
-    return Run(output / "runs" / stage.folder)
+    return store.run_of(output, stage)
 
 
 def test_evaluations_ride_along_with_their_training() -> None:
@@ -107,7 +107,7 @@ def test_a_finished_plan_is_not_run_again(tmp_path: Path) -> None:
     plan = planned("vit")
     first = walk(plan, tmp_path)
     assert (first.exit_code, set(first.results.values())) == (0, {"done"})
-    assert read_plan(tmp_path, "walk") == plan
+    assert store.read_plan(tmp_path, "walk") == plan
     watcher = RecordingWatcher()
     assert walk(plan, tmp_path, watcher).exit_code == 0
     assert watcher.count("start") == 0
@@ -235,7 +235,7 @@ def test_two_walks_at_once_share_the_work(tmp_path: Path) -> None:
     assert first.returncode == 0
     assert watcher.count("wait") >= 1
     for stage in plan.stages.values():
-        assert len(Run(tmp_path / "runs" / stage.folder).attempts()) == 1
+        assert len(store.run_of(tmp_path, stage).attempts()) == 1
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_would(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_only_one_holds_a_lease(run: Run) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from bench.store import Run
+from bench.runs.run import Run
 run = Run(Path(sys.argv[1]))
 with run.lease():
     run.set_status("running", step=3, steps=9)
@@ -260,7 +260,7 @@ def test_runs_are_found_by_the_beginning_of_their_name_or_key(tmp_path: Path, ru
         store.find_run(tmp_path, "supervised")
     with pytest.raises(BenchError, match="no run 'supervized-'"):
         store.find_run(tmp_path, "supervized-")
-    assert list(store.all_runs(tmp_path)) == sorted([run, other])
+    assert list(store.all_runs(tmp_path)) == sorted([run, other], key=lambda each: each.root)
 
 
 def test_a_plan_is_kept_for_the_report(tmp_path: Path) -> None:

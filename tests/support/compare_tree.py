@@ -17,7 +17,7 @@ from bench.config.schema import Arm, Model, Protocol, Recipe, StageKind, Study
 from bench.config.stage import Data, Plan, PlannedArm, Stage
 from bench.files import write_json
 from bench.runs.run import Record, Run
-from bench.runs.store import save_plan
+from bench.runs.store import run_of, save_plan
 
 IMAGES, SEG_IMAGES, PIXELS, GRID, CLASSES, SHOWN = 400, 60, 48, 6, 11, 8
 ROLES: dict[str, tuple[StageKind, ...]] = {
@@ -45,7 +45,7 @@ class Tree(NamedTuple):
     def run(self, arm: str, seed: int, role: str) -> Run:
         """The folder of one stage of an arm."""
         planned = next(a for a in self.plan.arms if a.id == arm)
-        return Run(self.results / "runs" / self.plan.stages[planned.stages[seed][role]].folder)
+        return run_of(self.results, self.plan.stages[planned.stages[seed][role]])
 
 
 def build(results: Path, *, seeds: Sequence[int] = (0, 1), labels: Mapping[str, str] | None = None,

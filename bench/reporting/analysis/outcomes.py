@@ -176,7 +176,7 @@ class Outcomes:
 
 
 def _held(key: str, stage: Stage, results: Path) -> Held:
-    run = Run(results / "runs" / f"{stage.kind}-{key[:12]}")  # stage.folder, whose key need not be hashed again
+    run = Run(results / "runs" / f"{stage.kind}-{key[:12]}")  # the plan's key, as the version that wrote it counts
     try:
         state, error = _state(run, key)
         found = run.results() if state == "done" and run.path("results.json").exists() else {}
