@@ -29,7 +29,7 @@ from torchvision.datasets.folder import pil_loader
 
 from bench.config.schema import Model, Protocol, Recipe
 from bench.data.source import Source
-from bench.data.splits import open_source
+from bench.data.splits import SplitRequest, open_source
 from bench.pipeline.transforms import View, normalise, train_view, two_views
 
 Pipeline = Callable[[Sequence[int]], object]
@@ -49,8 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BENCH_CACHE"] = f"{folder}/cache"
         paths = [photograph(Path(folder) / f"pictures/{i:04}.jpg", seed=i) for i in range(options.images)]
-        source = open_source("folder", "unlabelled", root=f"{folder}/pictures")
-        scenes = open_source("demo", "train", limit=max(2, options.images))
+        source = open_source(SplitRequest("folder", "unlabelled", root=f"{folder}/pictures"))
+        scenes = open_source(SplitRequest("demo", "train", limit=max(2, options.images)))
         print(f"One core of {processor()}; median of {options.rounds} rounds over {options.images} images.\n")
         for title, pipelines in contests(paths, source, scenes).items():
             print(table(title, measure(pipelines, options.images, options.rounds)))

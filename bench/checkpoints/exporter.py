@@ -15,7 +15,7 @@ from bench.checkpoints.model_card import Facts, Scored, card, short_side
 from bench.checkpoints.weights import load_weights
 from bench.config.schema import Protocol
 from bench.config.stage import Stage
-from bench.data.splits import open_source
+from bench.data.splits import SplitRequest, open_source
 from bench.errors import BenchError, unknown
 from bench.files import read_json, unwritable, write_atomic, write_json
 from bench.launch.settings import read_settings
@@ -149,7 +149,7 @@ def _labels(stage: Stage, run: Run, output: Path) -> tuple[str, ...]:
     try:
         settings = read_settings(run)
         root = data.root or settings.roots.get(data.dataset)
-        names = open_source(data.dataset, data.split, root=root, options=dict(data.options)).classes
+        names = open_source(SplitRequest(data.dataset, data.split, root, data.options)).classes
     except (BenchError, OSError):  # the data lie elsewhere, or nowhere any more
         names = next((tuple(one.results.get("per_class", {})) for one in _scored(run, output)), ())
     return tuple(names) if len(names) == stage.model.classes else ()

@@ -10,15 +10,12 @@ from bench.cli.formatting import Row
 from bench.cli.render_run import run_row
 from bench.config.fidelity import as_published
 from bench.config.overrides import address, flatten
-from bench.config.precedence import UserOverrides, variants
+from bench.config.precedence import variants
 from bench.config.registry import Places, places, read_task, study_files, study_from, task_files, task_from
 from bench.config.schema import Method, Overrides, Recipe, Study, Task
-from bench.config.stage import Data, Plan
 from bench.data import datasets
 from bench.errors import BenchError, parse, read_toml, unknown
-from bench.planning.planner import plan_with_history
-from bench.planning.request import DataProbe, Request
-from bench.planning.start_from import no_probe
+from bench.planning.planner import plan_without_data
 from bench.runs.store import all_runs
 
 
@@ -65,22 +62,6 @@ def validate(path: Path, include: Sequence[Path]) -> str:
         _check_method(parse(Method, {**values, "name": path.stem}, str(path)))
         return "a method"
     raise BenchError(f"{path}: a study has [[arms]], a task has dataset, a method has stages; this has none of them")
-
-
-def plan_without_data(study: Study, where: Places) -> Plan:
-    """The plan of a study as far as it can be known without looking at the data."""
-    return plan_with_history(Request(study=study, places=where, overrides=UserOverrides()), NO_PROBE).plan
-
-
-def _undescribed(dataset: str, split: str, *_: object, **__: object) -> Data:
-    if dataset not in datasets.names():
-        raise unknown("data set", dataset, datasets.names())
-    return Data(dataset=dataset, split=split, identity="not looked at", images=10**9)
-
-
-NO_PROBE = DataProbe(
-    _undescribed, lambda *_: 2, no_probe
-)  # for a plan without data: any split is large, of two classes
 
 
 def _check_task(task: Task, where: Places) -> None:

@@ -78,12 +78,12 @@ def validate(
 
 def _check_links(study: Path, include: list[Path]) -> None:
     """BenchError when a study claims something of an arm, or names a published row, that is not there."""
-    from bench.cli import catalog
     from bench.config.registry import places, study_from
+    from bench.planning.planner import plan_without_data
     from bench.reporting import published
     from bench.reporting.analysis import claims
 
-    plan = catalog.plan_without_data(study_from(study), places(include))
+    plan = plan_without_data(study_from(study), places(include))
     claims.check(plan)
     published.check(plan, published.default_path())
 

@@ -27,10 +27,10 @@ def _plan(selection: Selection, machine: Machine, *, explain: str = "", probe: b
     from bench.cli.requests import check_starts, request
     from bench.launch.local import check_batches
     from bench.planning import forecast, planner
-    from bench.planning.request import PUBLISHED_SPLITS, DataProbe
+    from bench.planning.request import ASSUME_PUBLISHED, DataProbe
 
     asked = request(selection, machine.output_dir)
-    planned = planner.plan_with_history(asked, DataProbe() if probe else PUBLISHED_SPLITS)
+    planned = planner.plan_with_history(asked, DataProbe() if probe else ASSUME_PUBLISHED)
     check_batches(planned.plan, machine.resources())
     check_starts(planned.plan, machine.output_dir)
     _check_claims(planned.plan)

@@ -6,15 +6,17 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.config.schema import Scalar, Task
+from bench.config.schema import Task
 from bench.data import splits
 from bench.data.datasets import known_options
 from bench.data.scan_progress import counter
 from bench.data.source import Source
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 
 ANY_NUMBER = 10**9  # of unreadable pictures, where each of them is to be named
@@ -26,21 +28,19 @@ class Place(NamedTuple):
 
     task: Task
     roles: tuple[str, ...]
-    split: str
-    root: str | None
-    options: Mapping[str, Scalar]
+    request: SplitRequest
 
     @property
     def name(self) -> str:
         """'imagenet1k/val'."""
-        return f"{self.task.name}/{self.split}"
+        return f"{self.task.name}/{self.request.split}"
 
     def open(self, lenient: bool = False) -> Source:
         """The split; `lenient` leaves out pictures that cannot be read, however many, where the data set can."""
-        options = dict(self.options)
+        options = dict(self.request.options)
         if lenient and "max_unreadable" in known_options(self.task.dataset):
             options.setdefault("max_unreadable", ANY_NUMBER)
-        return splits.open_source(self.task.dataset, self.split, root=self.root, options=options)
+        return splits.open_source(replace(self.request, options=options))
 
 
 def places(task: Task, roots: Mapping[str, str], unlabelled: str = "") -> list[Place]:
@@ -49,11 +49,12 @@ def places(task: Task, roots: Mapping[str, str], unlabelled: str = "") -> list[P
     found: dict[str, Place] = {}
     for role, split in task.splits.items():
         path = {"path": unlabelled} if unlabelled and role == "pretrain" else {}
+        request = SplitRequest(task.dataset, split, root, {**task.options, **path}, expected=task.expects.get(split))
         same = found.get(split)
-        if same is not None and same.options == {**task.options, **path}:
+        if same is not None and same.request == request:
             found[split] = same._replace(roles=(*same.roles, role))
         else:
-            found[f"{split} {role}" if same else split] = Place(task, (role,), split, root, {**task.options, **path})
+            found[f"{split} {role}" if same else split] = Place(task, (role,), request)
     return list(found.values())
 
 
@@ -86,8 +87,8 @@ def inspect(place: Place, decode: int | None) -> InspectedSplit:
     try:
         source = _opened(place, every_picture=decode is None)
         manifest = splits.manifest_of(source)
-        expected = place.task.expects.get(place.split)
-        told = splits.shortfall(source, expected, place.options)
+        expected = place.request.expected
+        told = splits.shortfall(source, place.request)
     except BenchError as error:
         return start._replace(problems=(str(error),))
     sizes, damaged = _decoded(source, decode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from bench.config.schema import Expected, Scalar
 from bench.config.stage import Data
@@ -19,104 +20,96 @@ log = logging.getLogger(__name__)
 NOT_SEEN = "not looked at"
 
 
-def open_source(
-    dataset: str,
-    split: str,
-    *,
-    root: str | None = None,
-    options: Mapping[str, Scalar] | None = None,
-    limit: float | None = None,
-    labels: str = "",
-) -> Source:
-    """A split, ready to be read.
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """A split of a data set, where it lies, and the part of it that is used."""
 
-    labels: the part of it that may be learnt from, as `subsets.labelled` reads it. limit: a count (> 1) or a share
-    (<= 1) of what that leaves, classes in balance.
-    """
-    given = dict(options or {})
-    for key in given.keys() - known_options(dataset):
-        raise unknown(f"option of data set {dataset}", key, known_options(dataset))
-    module = _module(dataset)
-    return _part(module.open_split(split, root=root, **given), labels, limit)
+    dataset: str
+    split: str
+    root: str | None = None
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # of the data set
+    limit: float | None = None  # a count (> 1) or a share (<= 1) of what `labels` leaves, classes in balance
+    labels: str = ""  # the part that may be learnt from, as `subsets.labelled` reads it
+    expected: Expected | None = None  # what the published split holds
+    allow_incomplete: bool = False  # also describe a split that is not as expected
+
+    def whole(self) -> SplitRequest:
+        """The same split with all its images."""
+        return replace(self, limit=None, labels="")
 
 
-def _part(source: Source, labels: str, limit: float | None) -> Source:
-    learnt: Source = subsets.labelled(source, labels) if labels else source
-    return learnt if limit is None or limit == 1 else subsets.limited(learnt, limit)
+def open_source(request: SplitRequest) -> Source:
+    """A split, ready to be read. BenchError for an option that the data set does not have."""
+    for key in request.options.keys() - known_options(request.dataset):
+        raise unknown(f"option of data set {request.dataset}", key, known_options(request.dataset))
+    module = _module(request.dataset)
+    return _part(module.open_split(request.split, root=request.root, **request.options), request)
 
 
-def describe(
-    dataset: str,
-    split: str,
-    root: str | None = None,
-    options: Mapping[str, Scalar] | None = None,
-    limit: float | None = None,
-    *,
-    labels: str = "",
-    expected: Expected | None = None,
-    allow_incomplete: bool = False,
-) -> Data:
+def _part(source: Source, request: SplitRequest) -> Source:
+    """The images of a whole split that are asked for."""
+    part: Source = subsets.labelled(source, request.labels) if request.labels else source
+    return part if request.limit is None or request.limit == 1 else subsets.limited(part, request.limit)
+
+
+def describe(request: SplitRequest) -> Data:
     """What a split holds and where it lies, as a stage records it.
 
-    Options that a data set names in `LOCAL_OPTIONS` (where pictures lie, how many may be unreadable) are left
-    out: the identity covers what they lead to, and a stage's key must not change when a folder moves.
-    Raises BenchError for a split that is not as `expected`, unless that is allowed.
+    Raises BenchError for a split that is not as expected, unless that is allowed.
     """
-    options = dict(options or {})
-    whole = open_source(dataset, split, root=root, options=options)
-    told = shortfall(whole, expected, options)
-    if told and not allow_incomplete:
-        raise refuse(whole, told, root)
-    if told:
-        log.warning("%s/%s is not the published split, so results are not reportable: %s", dataset, split, told[0])
-    source = _part(whole, labels, limit)
-    local: frozenset[str] = getattr(_module(dataset), "LOCAL_OPTIONS", frozenset())
+    whole = open_source(request.whole())
+    differences = shortfall(whole, request)
+    if differences and not request.allow_incomplete:
+        raise refuse(whole, differences, request.root)
+    if differences:
+        name = f"{request.dataset}/{request.split}"
+        log.warning("%s is not the published split, so results are not reportable: %s", name, differences[0])
+    source = _part(whole, request)
+    # Options that say where pictures lie, or how many may be unreadable: the identity covers what they lead to, and a
+    # stage's key must not change when a folder moves.
+    local: frozenset[str] = getattr(_module(request.dataset), "LOCAL_OPTIONS", frozenset())
     return Data(
-        dataset=dataset,
-        split=split,
+        dataset=request.dataset,
+        split=request.split,
         identity=source.identity(),
         images=len(source),
-        root=getattr(source, "root", root),
-        options={key: value for key, value in options.items() if key not in local},
-        limit=limit,
-        labels=labels,
+        root=getattr(source, "root", request.root),
+        options={key: value for key, value in request.options.items() if key not in local},
+        limit=request.limit,
+        labels=request.labels,
         manifest=root_of(source),
-        incomplete=told[0] if told else "",
+        incomplete=differences[0] if differences else "",
     )
 
 
-def foreseen(
-    dataset: str,
-    split: str,
-    root: str | None = None,
-    options: Mapping[str, Scalar] | None = None,
-    limit: float | None = None,
-    *,
-    labels: str = "",
-    expected: Expected | None = None,
-    allow_incomplete: bool = False,
-) -> Data:
-    """As `describe`, but published data that nobody has pointed at are taken to be there, complete: for plans only."""
-    rule = subsets.parse_rule(labels or "100%")
-    if root is not None or expected is None or not rule.share:
-        given = {"labels": labels, "expected": expected, "allow_incomplete": allow_incomplete}
-        return describe(dataset, split, root, options, limit, **given)  # type: ignore[arg-type]
-    images = int(expected.images * rule.share / 100)
-    if limit is not None:
-        images = min(images, round(limit * (images if limit <= 1 else 1)))
-    kept = {"dataset": dataset, "split": split, "identity": NOT_SEEN, "manifest": NOT_SEEN, "images": images}
-    return Data.model_validate({**kept, "limit": limit, "labels": labels})
+def describe_or_assume(request: SplitRequest) -> Data:
+    """As `describe`, but a published split that nobody says the folder of is taken to be complete: for plans only."""
+    rule = subsets.parse_rule(request.labels or "100%")
+    if request.root is not None or request.expected is None or not rule.share:
+        return describe(request)
+    images = int(request.expected.images * rule.share / 100)
+    if request.limit is not None:
+        images = min(images, round(request.limit * (images if request.limit <= 1 else 1)))
+    return Data(
+        dataset=request.dataset,
+        split=request.split,
+        identity=NOT_SEEN,
+        manifest=NOT_SEEN,
+        images=images,
+        limit=request.limit,
+        labels=request.labels,
+    )
 
 
-def shortfall(source: Source, expected: Expected | None, options: Mapping[str, Scalar]) -> list[str]:
-    """In what a split differs from the published one; what is held out of it for choosing belongs to it."""
+def shortfall(source: Source, request: SplitRequest) -> list[str]:
+    """In what a split differs from the published one, a sentence each."""
     lacks = list(getattr(source, "lacks", ()))
-    if expected is None:
+    if request.expected is None:
         return lacks
-    if "minival_fraction" in options:
-        left = {key: value for key, value in options.items() if key != "minival_fraction"}
-        source = open_source(source.dataset, source.split, root=getattr(source, "root", None), options=left)
-    return completeness.shortfall(source, expected) + lacks
+    if "minival_fraction" in request.options:  # what is held out for choosing belongs to the published split
+        options = {key: value for key, value in request.options.items() if key != "minival_fraction"}
+        source = open_source(SplitRequest(source.dataset, source.split, getattr(source, "root", None), options))
+    return completeness.shortfall(source, request.expected) + lacks
 
 
 def manifest_of(source: Source, anew: bool = False) -> Manifest | None:

@@ -16,6 +16,7 @@ from bench.config.schema import Arm, Model, Protocol, Study, Task
 from bench.config.stage import Data, Plan, PlannedArm, Stage, Start
 from bench.data import splits
 from bench.data.source import Source
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError, parse
 from bench.planning.start_from import probe_weights
 from bench.runs.run import Run
@@ -86,7 +87,7 @@ def _data(task: Task, asked: Asked) -> Data:
     options = dict(task.options)
     if asked.max_unreadable:
         options["max_unreadable"] = asked.max_unreadable
-    return splits.describe(
+    request = SplitRequest(
         task.dataset,
         task.splits["val"],
         asked.roots.get(task.name) or asked.roots.get("") or asked.roots.get(task.evaluates) or None,
@@ -95,6 +96,7 @@ def _data(task: Task, asked: Asked) -> Data:
         expected=task.expects.get(task.splits["val"]),
         allow_incomplete=asked.allow_incomplete,
     )
+    return splits.describe(request)
 
 
 def _stage(source: str, task: Task, data: Data, asked: Asked) -> tuple[tuple[Stage, ...], Stage]:
@@ -162,7 +164,7 @@ def _refuse_other(source: str, purpose: str, model: Model, task: Task, data: Dat
 
 
 def _opened(data: Data) -> Source:
-    return splits.open_source(data.dataset, data.split, root=data.root, options=data.options)
+    return splits.open_source(SplitRequest(data.dataset, data.split, data.root, data.options))
 
 
 def _card(source: str, checkpoint: ConvertedCheckpoint, task: Task) -> Protocol:

@@ -16,14 +16,15 @@ from bench.config.precedence import (
     published_layers,
     stages_of_variant,
 )
-from bench.config.registry import read_task
+from bench.config.registry import Places, read_task
 from bench.config.resolve import ResolvedConfig, check, check_scored, with_epochs, with_normalisation
 from bench.config.schema import Arm, Recipe, Scalar, StageKind, Study, Task
 from bench.config.stage import Data, Plan, PlannedArm, Stage, Start
 from bench.data import datasets
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 from bench.planning import start_from
-from bench.planning.request import DataProbe, Request, Role
+from bench.planning.request import WITHOUT_DATA, DataProbe, Request, Role
 
 LABELLED: tuple[StageKind, ...] = ("teacher", "supervised", "finetune", "probe")
 
@@ -55,6 +56,11 @@ def plan_with_history(request: Request, probe: DataProbe = DataProbe()) -> PlanW
     planner.check_all_overrides_used()
     planned = _distinct(arms)
     return PlanWithHistory(Plan(study=request.study, arms=tuple(planned), stages=planner.stages), planner.assignments)
+
+
+def plan_without_data(study: Study, places: Places) -> Plan:
+    """The plan of a study as far as it can be known without looking at the data."""
+    return plan_with_history(Request(study=study, places=places), WITHOUT_DATA).plan
 
 
 def explain(planned: PlanWithHistory, key: str) -> list[tuple[str, str, list[Assignment]]]:
@@ -282,8 +288,7 @@ class _Planner:
     def classes(self, task: Task) -> int:
         """How many classes a task has: as it says, or counted in its training split."""
         if not task.classes and task.name not in self._classes:
-            split, options = task.splits["train"], self.options(task, "train")
-            self._classes[task.name] = self.probe.classes(task.dataset, split, self.root(task), options)
+            self._classes[task.name] = self.probe.classes(self.split_request(task, "train"))
         return task.classes or self._classes[task.name]
 
     def root(self, task: Task) -> str | None:
@@ -307,20 +312,22 @@ class _Planner:
     def probe_split(self, task: Task, role: Role) -> Data:
         """A split of a task as it is on disk, looked at once."""
         if (task.name, role) not in self._seen:
-            split = task.splits.get(role) or task.splits["train"]
-            options = self.options(task, role)
-            found = self.probe.describe(
-                task.dataset,
-                split,
-                self.root(task),
-                options,
-                self.request.limit,
-                labels=(self.request.labels or task.labels) if role == "train" else "",
-                expected=task.expects.get(split),
-                allow_incomplete=self.request.allow_incomplete,
-            )
-            self._seen[task.name, role] = found
+            self._seen[task.name, role] = self.probe.describe(self.split_request(task, role))
         return self._seen[task.name, role]
+
+    def split_request(self, task: Task, role: Role) -> SplitRequest:
+        """The split that plays a role in a task."""
+        split = task.splits.get(role) or task.splits["train"]
+        return SplitRequest(
+            task.dataset,
+            split,
+            self.root(task),
+            self.options(task, role),
+            self.request.limit,
+            labels=(self.request.labels or task.labels) if role == "train" else "",
+            expected=task.expects.get(split),
+            allow_incomplete=self.request.allow_incomplete,
+        )
 
     def options(self, task: Task, role: Role) -> dict[str, Scalar]:
         """What the data set is told: the task's options, and the flags that speak of files."""

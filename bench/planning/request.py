@@ -8,12 +8,15 @@ from typing import Literal, NamedTuple
 
 from bench.config.precedence import UserOverrides
 from bench.config.registry import Places
-from bench.config.schema import Scalar, Study
+from bench.config.schema import Study
 from bench.config.stage import Data, Start
-from bench.data import splits
+from bench.data import datasets, splits
+from bench.data.splits import SplitRequest
+from bench.errors import unknown
 from bench.planning import start_from
 
 Role = Literal["pretrain", "train", "val", "minival"]
+LARGE = 10**9  # images: no batch and no schedule is too long for such a split
 
 
 class Request(NamedTuple):
@@ -31,16 +34,23 @@ class Request(NamedTuple):
     output: Path = Path("results")  # where a run is looked for that start_from names
 
 
-def _count_classes(dataset: str, split: str, root: str | None, options: Mapping[str, Scalar]) -> int:
-    return len(splits.open_source(dataset, split, root=root, options=options).classes)
+def _count_classes(request: SplitRequest) -> int:
+    return len(splits.open_source(request.whole()).classes)
 
 
 class DataProbe(NamedTuple):
     """How data and weights are looked at: what a split holds, how many classes it has, what start_from names."""
 
-    describe: Callable[..., Data] = splits.describe
-    classes: Callable[..., int] = _count_classes
+    describe: Callable[[SplitRequest], Data] = splits.describe
+    classes: Callable[[SplitRequest], int] = _count_classes
     start: Callable[[str, Path], Start] = start_from.probe_weights
 
 
-PUBLISHED_SPLITS = DataProbe(splits.foreseen)  # for the cost of a study whose data are elsewhere
+def _assume_large(request: SplitRequest) -> Data:
+    if request.dataset not in datasets.names():
+        raise unknown("data set", request.dataset, datasets.names())
+    return Data(dataset=request.dataset, split=request.split, identity=splits.NOT_SEEN, images=LARGE)
+
+
+ASSUME_PUBLISHED = DataProbe(splits.describe_or_assume)  # published splits need not be there: for a study's costs
+WITHOUT_DATA = DataProbe(_assume_large, lambda _: 2, start_from.no_probe)  # looks at nothing: to check a study file

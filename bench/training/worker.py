@@ -21,7 +21,7 @@ from bench.checkpoints import weights
 from bench.config.resolve import steps_of
 from bench.config.stage import Data, Stage
 from bench.data.source import Source
-from bench.data.splits import open_source, root_of
+from bench.data.splits import SplitRequest, open_source, root_of
 from bench.environment import environment
 from bench.errors import BenchError, ExitCode
 from bench.evaluation.knn import nearest_neighbours
@@ -278,7 +278,7 @@ def source(data: Data, settings: Settings) -> Source:
     if settings.max_unreadable:
         options["max_unreadable"] = settings.max_unreadable
     root = data.root or settings.roots.get(data.dataset)
-    found = open_source(data.dataset, data.split, root=root, options=options, limit=data.limit, labels=data.labels)
+    found = open_source(SplitRequest(data.dataset, data.split, root, options, data.limit, data.labels))
     if found.identity() != data.identity or (_is_first() and root_of(found) != data.manifest):
         raise BenchError(f"{data.dataset}/{data.split} has changed since the stage was planned; run the command again")
     return found

@@ -15,7 +15,6 @@ from bench.checkpoints import conversion, exporter
 from bench.checkpoints.locate import IMPORTED, OURS, locate
 from bench.checkpoints.warm_start import check_starts
 from bench.cli.app import app
-from bench.cli.catalog import NO_PROBE
 from bench.config.precedence import UserOverrides
 from bench.config.registry import places
 from bench.config.schema import Arm, Model, Study
@@ -24,7 +23,7 @@ from bench.errors import BenchError
 from bench.methods.masked_images import Recover
 from bench.models.backbone import build
 from bench.planning.planner import make_plan, plan_with_history
-from bench.planning.request import Request
+from bench.planning.request import WITHOUT_DATA, Request
 from bench.seeding import seed_all
 from bench.training import build as building
 from bench.training import worker
@@ -140,7 +139,9 @@ def test_a_plan_that_looks_at_nothing_looks_at_no_weights():
         name="s", tasks=("demo",), size="nano", arms=(Arm(method="vit", set={"supervised.start_from": "a/b"}),)
     )
     (stage,) = [
-        s for s in plan_with_history(Request(study, places()), NO_PROBE).plan.stages.values() if s.kind == "supervised"
+        s
+        for s in plan_with_history(Request(study, places()), WITHOUT_DATA).plan.stages.values()
+        if s.kind == "supervised"
     ]
     assert stage.start is not None
     assert stage.start.id == "a/b"

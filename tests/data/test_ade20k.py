@@ -12,6 +12,7 @@ from PIL import Image
 
 from bench.data import splits
 from bench.data.datasets.ade20k import CLASSES
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 
 
@@ -33,7 +34,7 @@ def home(tmp_path):
 
 
 def source(root, split="val", **options):
-    return splits.open_source("ade20k", split, root=str(root), options=options)
+    return splits.open_source(SplitRequest("ade20k", split, root=str(root), options=options))
 
 
 def names(split) -> list[str]:
@@ -194,4 +195,4 @@ def test_another_folder_says_what_is_read(tmp_path, home):
     with pytest.raises(BenchError, match=r"images/validation: No such file"):
         source(home)
     with pytest.raises(BenchError, match="give --data-dir PATH"):
-        splits.open_source("ade20k", "val")
+        splits.open_source(SplitRequest("ade20k", "val"))

@@ -9,6 +9,7 @@ import pytest
 from layouts import CIFAR, cifar_binary, cifar_class, write
 
 from bench.data import splits
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 
 
@@ -30,7 +31,7 @@ def made(tmp_path_factory):
 
 
 def source(root, split="train", classes=100, **options):
-    return splits.open_source("cifar", split, root=str(root), options={"classes": classes, **options})
+    return splits.open_source(SplitRequest("cifar", split, root=str(root), options={"classes": classes, **options}))
 
 
 @pytest.mark.parametrize("classes", [100, 10])
@@ -140,6 +141,6 @@ def test_nothing_at_all_says_what_is_read(tmp_path):
     with pytest.raises(BenchError, match=r"no train of CIFAR-100. What is read: cifar-100-binary/ \(https"):
         source(tmp_path)
     with pytest.raises(BenchError, match="give --data-dir PATH"):
-        splits.open_source("cifar", "train")
+        splits.open_source(SplitRequest("cifar", "train"))
     with pytest.raises(BenchError, match=r"no split of CIFAR 'trian'.*Did you mean train\?"):
         source(tmp_path, "trian")

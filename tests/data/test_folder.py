@@ -12,6 +12,7 @@ from torchvision.datasets import ImageFolder
 
 from bench.data import datasets as datasets_module
 from bench.data import splits
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 
 
@@ -44,7 +45,7 @@ def animals(tmp_path) -> Path:
 
 
 def source(root: Path, split: str = "train", limit: float | None = None, **options):
-    return splits.open_source("folder", split, root=str(root), options=options, limit=limit)
+    return splits.open_source(SplitRequest("folder", split, root=str(root), options=options, limit=limit))
 
 
 def names(split) -> list[str]:
@@ -227,8 +228,8 @@ def test_without_unlabelled_pictures_those_of_train_are_taken_and_never_those_of
 
 def test_a_description_of_unlabelled_pictures_opens_them_again_wherever_they_lie(animals, tmp_path):
     paint(tmp_path / "loose/x/a.jpg")
-    data = splits.describe("folder", "unlabelled", str(animals), {"path": str(tmp_path / "loose")})
-    again = splits.open_source(data.dataset, data.split, root=data.root, options=data.options)
+    data = splits.describe(SplitRequest("folder", "unlabelled", str(animals), {"path": str(tmp_path / "loose")}))
+    again = splits.open_source(SplitRequest(data.dataset, data.split, root=data.root, options=data.options))
     assert (again.identity(), len(again)) == (data.identity, 1)
     assert data.options == {}
 
@@ -273,9 +274,9 @@ def test_a_negative_limit_is_refused(animals):
 
 
 def test_a_description_says_how_many_images_and_which(animals):
-    data = splits.describe("folder", "train", str(animals), {"max_unreadable": 2}, limit=6)
+    data = splits.describe(SplitRequest("folder", "train", str(animals), {"max_unreadable": 2}, limit=6))
     assert (data.images, data.limit, data.root) == (6, 6, str(animals))
-    assert data.identity != splits.describe("folder", "train", str(animals)).identity
+    assert data.identity != splits.describe(SplitRequest("folder", "train", str(animals))).identity
     assert data.options == {}
 
 
@@ -300,7 +301,7 @@ def test_a_folder_that_is_not_laid_out_as_expected_says_what_is_missing(tmp_path
 
 def test_no_folder_at_all_asks_for_one():
     with pytest.raises(BenchError, match="--data-dir PATH"):
-        splits.open_source("folder", "train")
+        splits.open_source(SplitRequest("folder", "train"))
 
 
 @pytest.fixture
@@ -352,7 +353,7 @@ def test_a_file_name_that_is_not_text_is_named(animals):
 )
 def test_unknown_names_and_options_offer_the_nearest(animals, dataset, options, message):
     with pytest.raises(BenchError, match=message):
-        splits.open_source(dataset, "train", root=str(animals), options=options)
+        splits.open_source(SplitRequest(dataset, "train", root=str(animals), options=options))
 
 
 def test_data_sets_are_the_files_of_the_folder():
@@ -368,4 +369,4 @@ def test_a_data_set_of_a_third_party_is_found_by_its_entry_point(tmp_path, monke
     (metadata / "entry_points.txt").write_text("[bench.datasets]\npets = pets_source\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert "pets" in datasets_module.names()
-    assert splits.open_source("pets", "train", root="here") == ["train", "here"]
+    assert splits.open_source(SplitRequest("pets", "train", root="here")) == ["train", "here"]

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
@@ -15,6 +16,7 @@ from PIL import Image
 from bench.cli.requests import roots
 from bench.data import splits
 from bench.data.readers.wordnet import classes_of, words
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 
 
@@ -40,7 +42,7 @@ def copy(tmp_path):
 
 
 def source(root, split="train", classes=CLASSES, **options):
-    return splits.open_source("imagenet", split, root=str(root), options={"classes": classes, **options})
+    return splits.open_source(SplitRequest("imagenet", split, root=str(root), options={"classes": classes, **options}))
 
 
 def names(split) -> list[str]:
@@ -174,10 +176,10 @@ def test_a_flat_val_and_its_table_must_agree(copy, spoil, said):
 def test_a_flat_val_of_which_some_were_not_copied_is_incomplete(copy):
     root = copy("kaggle")
     picture(root, 3).unlink()
-    asked = ("imagenet", "val", str(root), {"classes": CLASSES})
+    request = SplitRequest("imagenet", "val", str(root), {"classes": CLASSES})
     with pytest.raises(BenchError, match=r"missing 1 of the 6 pictures of LOC_val.*: ILSVRC2012_val_00000003.*--allow"):
-        splits.describe(*asked)
-    assert "missing 1 of the 6" in splits.describe(*asked, allow_incomplete=True).shortfall
+        splits.describe(request)
+    assert "missing 1 of the 6" in splits.describe(replace(request, allow_incomplete=True)).shortfall
 
 
 def picture(root: Path, number: int) -> Path:
@@ -281,7 +283,7 @@ def test_a_folder_of_something_else_says_what_is_read(tmp_path):
     with pytest.raises(BenchError, match=r"its folders, goldfish, are no classes of ImageNet.*take the task folder"):
         source(tmp_path)
     with pytest.raises(BenchError, match="give --data-dir PATH"):
-        splits.open_source("imagenet", "train")
+        splits.open_source(SplitRequest("imagenet", "train"))
 
 
 def test_the_minival_is_a_part_of_each_class_that_train_then_lacks(made):
@@ -327,6 +329,8 @@ def test_a_split_can_be_handed_to_another_process(made):
 
 
 def test_where_data_lie_is_not_in_their_description_but_the_classes_are(made):
-    data = splits.describe("imagenet", "val", str(made["shards"]), {"classes": CLASSES, "max_unreadable": 1})
+    data = splits.describe(
+        SplitRequest("imagenet", "val", str(made["shards"]), {"classes": CLASSES, "max_unreadable": 1})
+    )
     assert data.options == {"classes": CLASSES}
     assert data.images == 6

@@ -12,6 +12,7 @@ from bench.config.schema import Expected, Model, Protocol
 from bench.config.stage import Data, Stage
 from bench.data import manifest, scan_progress, splits
 from bench.data.manifest import Piece
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 from bench.files import write_json
 from bench.launch.settings import Settings
@@ -41,7 +42,7 @@ def animals(tmp_path) -> Path:
 
 
 def described(root: Path, split: str = "train", **options):
-    return splits.describe("folder", split, str(root), **options)
+    return splits.describe(SplitRequest("folder", split, str(root), **options))
 
 
 def read(monkeypatch) -> list[str]:
@@ -116,7 +117,7 @@ def test_a_damaged_cache_is_made_anew(animals, cache):
 
 
 def test_bytes_that_change_behind_the_time_of_change_are_found_by_reading_anew(animals, caplog):
-    source = splits.open_source("folder", "train", root=str(animals))
+    source = splits.open_source(SplitRequest("folder", "train", root=str(animals)))
     before = splits.manifest_of(source)
     path = animals / "train/cat/p_01.png"
     flip_a_bit(path)
@@ -173,7 +174,7 @@ def test_a_file_that_shrinks_or_goes_is_named(tmp_path):
 
 
 def test_data_that_are_generated_have_no_manifest():
-    assert splits.describe("demo", "val").manifest == ""
+    assert splits.describe(SplitRequest("demo", "val")).manifest == ""
 
 
 def test_a_long_reading_says_how_far_it_is(monkeypatch, capsys):
@@ -236,7 +237,7 @@ def test_an_incomplete_split_that_is_allowed_is_not_reportable(animals, caplog):
 
 def test_what_is_held_out_for_choosing_is_not_missing(animals):
     options = {"minival_fraction": 0.25}
-    held = splits.describe("folder", "train", str(animals), options, expected=NUMBERED)
+    held = splits.describe(SplitRequest("folder", "train", str(animals), options, expected=NUMBERED))
     assert (held.images, held.incomplete) == (6, "")
 
 
@@ -244,7 +245,7 @@ def test_an_image_that_is_missing_from_a_shard_is_named(tmp_path):
     root = layouts.shards(tmp_path)
     expected = Expected(images=7, names="ILSVRC2012_val_{:08d}")
     with pytest.raises(BenchError, match="6 of 7 images; missing: ILSVRC2012_val_00000007"):
-        splits.describe("imagenet", "val", str(root), {"classes": layouts.CLASSES}, expected=expected)
+        splits.describe(SplitRequest("imagenet", "val", str(root), {"classes": layouts.CLASSES}, expected=expected))
 
 
 def test_a_picture_that_changed_since_the_plan_stops_the_stage(animals):

@@ -9,6 +9,7 @@ from bench.config.schema import Arm, Study
 from bench.config.stage import Data, digest
 from bench.data import splits
 from bench.data.manifest import Piece
+from bench.data.splits import SplitRequest
 from bench.data.subsets import labelled, limited
 from bench.errors import BenchError
 from bench.planning.planner import plan_with_history
@@ -143,21 +144,22 @@ def test_a_limit_takes_a_count_or_a_share():
 
 
 def test_labels_and_limit_go_together():
-    part = splits.open_source("demo", "train", labels="20 per class", limit=50)
+    part = splits.open_source(SplitRequest("demo", "train", labels="20 per class", limit=50))
     assert Counter(part.labels()) == dict.fromkeys(range(10), 5)
 
 
 def test_only_what_learns_from_labels_sees_fewer_of_them():
     asked = {}
 
-    def describe(dataset, split, root, options, limit, **others) -> Data:
-        asked[split] = others["labels"]
-        return Data(dataset=dataset, split=split, identity=split, images=500, labels=others["labels"])
+    def describe(request: SplitRequest) -> Data:
+        asked[request.split] = request.labels
+        name = request.split
+        return Data(dataset=request.dataset, split=name, identity=name, images=500, labels=request.labels)
 
     study = Study(name="few", arms=(Arm(method="beit", size="nano"),), tasks=("demo",))
     places = (Path(__file__).parents[2] / "tasks",)
     request = Request(study=study, places=places, labels="5 per class", limit=None)
-    plan = plan_with_history(request, DataProbe(describe, lambda *_: 10)).plan
+    plan = plan_with_history(request, DataProbe(describe, lambda _: 10)).plan
     assert asked == {"pretrain": "", "train": "5 per class", "val": "", "minival": ""}
     learnt = {stage.kind: stage.data["train"].labels for stage in plan.stages.values() if "train" in stage.data}
     assert learnt == {"tokenizer": "", "pretrain": "", "finetune": "5 per class"}

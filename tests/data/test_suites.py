@@ -15,6 +15,7 @@ from bench.config.schema import Arm, Protocol, Study
 from bench.config.stage import Data
 from bench.data import splits
 from bench.data.datasets.suites import ranks, synsets
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 from bench.evaluation.loop import EvalSplit, evaluate
 from bench.evaluation.predictions import write_predictions
@@ -48,7 +49,7 @@ def suites(tmp_path_factory, picture) -> Path:
 
 
 def opened(suite: str, root: Path, **options):
-    return splits.open_source("suites", "val", root=str(root), options={"suite": suite, **options})
+    return splits.open_source(SplitRequest("suites", "val", root=str(root), options={"suite": suite, **options}))
 
 
 def test_the_folders_of_v2_are_numbers_and_are_sorted_as_numbers(suites):
@@ -97,7 +98,7 @@ def test_a_suite_that_is_not_there_says_what_is_needed(tmp_path):
     with pytest.raises(BenchError, match="Did you mean imagenet-r"):
         opened("imagenet_r", tmp_path)
     with pytest.raises(BenchError, match="only scored on: val"):
-        splits.open_source("suites", "train", root=str(tmp_path), options={"suite": "imagenet-r"})
+        splits.open_source(SplitRequest("suites", "train", root=str(tmp_path), options={"suite": "imagenet-r"}))
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +149,11 @@ def test_labels_of_real_that_do_not_fit_are_refused(val, tmp_path, sets, message
 
 def test_a_part_of_a_suite_is_scored_by_the_same_rule(suites, val, tmp_path):
     options = {"suite": "imagenet-a"}
-    part = splits.open_source("suites", "val", root=str(suites), options=options, limit=20)
+    part = splits.open_source(SplitRequest("suites", "val", root=str(suites), options=options, limit=20))
     assert part.among == ranks("imagenet-a")
     (tmp_path / "real.json").write_text(json.dumps([[number, 3] for number in range(1000)]))
     options = {"suite": "imagenet-real", "label_sets": str(tmp_path / "real.json")}
-    part = splits.open_source("suites", "val", root=str(val), options=options, limit=20)
+    part = splits.open_source(SplitRequest("suites", "val", root=str(val), options=options, limit=20))
     assert part.label_sets().tolist() == [[part[index]["label"], 3] for index in range(20)]
 
 
@@ -248,14 +249,14 @@ def test_real_goes_through_the_evaluation(val, tmp_path):
 
 # Planning: a task that only scores the models of another.
 def planned(task: str, seen: dict | None = None, **sets):
-    def describe(dataset, split, root, options, limit, **others) -> Data:
-        (seen if seen is not None else {})[dataset] = root
-        return Data(dataset=dataset, split=split, identity=str(options), images=10**6)
+    def describe(request: SplitRequest) -> Data:
+        (seen if seen is not None else {})[request.dataset] = request.root
+        return Data(dataset=request.dataset, split=request.split, identity=str(request.options), images=10**6)
 
     roots = {"imagenet1k": "/data/imagenet"}
     study = Study(name="s", arms=(Arm(method="deit", size="tiny"),), tasks=(task,))
     request = Request(study=study, places=(TASKS,), roots=roots, overrides=UserOverrides(sets=sets))
-    return plan_with_history(request, DataProbe(describe, lambda *_: 1000)).plan
+    return plan_with_history(request, DataProbe(describe, lambda _: 1000)).plan
 
 
 def test_a_suite_scores_the_model_of_imagenet_and_trains_none_of_its_own():
@@ -286,6 +287,6 @@ def test_a_suite_refuses_models_that_take_other_pictures_or_classes(tmp_path):
     (tmp_path / "other.toml").write_text(text.replace("classes = 1000", "classes = 10"))
     for name, message in (("small", "scores at 160 pixels"), ("other", "has 10 classes, but .* know 1000")):
         study = Study(name="s", arms=(Arm(method="vit"),), tasks=(name,))
-        probe = DataProbe(lambda *_, **__: Data(dataset="x", split="val", identity="x", images=10**6), lambda *_: 1000)
+        probe = DataProbe(lambda _: Data(dataset="x", split="val", identity="x", images=10**6), lambda _: 1000)
         with pytest.raises(BenchError, match=message):
             plan_with_history(Request(study=study, places=(TASKS, tmp_path)), probe)

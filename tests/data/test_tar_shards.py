@@ -9,6 +9,7 @@ from layouts import CLASSES, WORDNET_IDS, jpeg, shard
 
 from bench.data import splits
 from bench.data.readers import tar_shards
+from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 
 
@@ -24,7 +25,7 @@ def root(tmp_path):
 
 
 def source(root, split="train", **options):
-    return splits.open_source("imagenet", split, root=str(root), options={"classes": CLASSES, **options})
+    return splits.open_source(SplitRequest("imagenet", split, root=str(root), options={"classes": CLASSES, **options}))
 
 
 def names(split) -> list[str]:

@@ -17,7 +17,7 @@ from bench.checkpoints import conversion
 from bench.cli.app import app
 from bench.config.schema import Model
 from bench.config.stage import Plan
-from bench.data.splits import open_source
+from bench.data.splits import SplitRequest, open_source
 from bench.errors import BenchError
 from bench.launch import local
 from bench.launch.settings import Resources
@@ -90,7 +90,7 @@ def test_by_its_card_a_checkpoint_answers_as_it_does_in_transformers(tasks, chec
     run = carried_out(plan_evaluations(asked(tasks, tmp_path, checkpoint, protocol="card")), tmp_path)
     frame = pd.read_parquet(run.path("predictions.parquet"))
     theirs = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
-    source = open_source("demo", "val", options={"images": 64})
+    source = open_source(SplitRequest("demo", "val", options={"images": 64}))
     for index in (0, 17, 63):
         image = source[index]["image"].resize((48, 48), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy((np.array(image) / 255 - MEAN) / STD).permute(2, 0, 1)[None].float()

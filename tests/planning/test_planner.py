@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench import methods
-from bench.cli.catalog import NO_PROBE, validate
+from bench.cli.catalog import validate
 from bench.config.overrides import address, from_environment, parse_set, parse_value
 from bench.config.precedence import UserOverrides, variants
 from bench.config.registry import places, read_study, read_task, study_files, task_files
@@ -15,7 +15,7 @@ from bench.config.schema import Arm, Study
 from bench.config.stage import Plan, Stage
 from bench.errors import BenchError
 from bench.planning.planner import explain, make_plan, plan_with_history
-from bench.planning.request import Request
+from bench.planning.request import WITHOUT_DATA, Request
 
 TASK = """
 dataset = "demo"
@@ -289,7 +289,7 @@ def test_published_recipes_are_complete_for_every_size_and_variant() -> None:
             method = f"{name}:{variant}" if variant else name
             for size in ("base", "large"):
                 asked = request(tasks=("imagenet1k",), size=size, arms=arms(method))
-                plan = plan_with_history(asked, NO_PROBE).plan
+                plan = plan_with_history(asked, WITHOUT_DATA).plan
                 departing = {stage.kind: stage.departures for stage in plan.stages.values() if stage.departures}
                 assert not departing, method
 

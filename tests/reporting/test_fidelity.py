@@ -8,7 +8,7 @@ import pytest
 from compare_tree import Tree, build
 
 from bench import methods
-from bench.cli.catalog import NO_PROBE, rows
+from bench.cli.catalog import rows
 from bench.config import fidelity
 from bench.config.precedence import UserOverrides, variants
 from bench.config.registry import places
@@ -16,7 +16,7 @@ from bench.config.schema import Arm, Study
 from bench.config.stage import Plan, PlannedArm
 from bench.errors import BenchError
 from bench.planning.planner import make_plan, plan_with_history
-from bench.planning.request import Request
+from bench.planning.request import WITHOUT_DATA, Request
 from bench.reporting import Report, compare
 from bench.reporting.analysis.findings import find
 
@@ -29,7 +29,7 @@ def published(method: str, task: str = "imagenet1k", **changes: Any) -> PlannedA
     values = {name.replace("__", "."): value for name, value in changes.items()}
     arm = Arm(method=method, size=values.pop("size", "base"), set=values)
     study = Study(name="papers", arms=(arm,), tasks=(task,), budget="published")
-    return plan_with_history(Request(study=study, places=places()), NO_PROBE).plan.arms[0]
+    return plan_with_history(Request(study=study, places=places()), WITHOUT_DATA).plan.arms[0]
 
 
 def on_demo(*names: str, limit: float | None = None, **sets: Any) -> Plan:
