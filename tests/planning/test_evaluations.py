@@ -18,7 +18,7 @@ from bench.cli.app import app
 from bench.config.schema import Model
 from bench.config.stage import Plan
 from bench.data.splits import SplitRequest, open_source
-from bench.errors import BenchError
+from bench.errors import BenchError, ExitCode
 from bench.launch import local
 from bench.launch.settings import Resources
 from bench.launch.signals import Stop
@@ -146,7 +146,7 @@ def test_a_run_of_ours_is_scored_as_the_study_does_it(tasks, tmp_path):
 
 def test_an_evaluation_that_was_stopped_goes_on(tasks, checkpoint, tmp_path):
     plan = plan_evaluations(asked(tasks, tmp_path, checkpoint))
-    run = carried_out(plan, tmp_path, StopAt(3), code=worker.INTERRUPTED)
+    run = carried_out(plan, tmp_path, StopAt(3), code=ExitCode.INTERRUPTED)
     status = run.status()
     assert (status.state, status.step, status.steps) == ("interrupted", 48, 64)
     kept = sorted(path.name for path in run.path("checkpoints", "model").iterdir())
