@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,12 @@ def unknown(what: str, word: str, known: Iterable[str]) -> BenchError:
     """The error for a name that does not exist: what was asked, what there is, what is nearest."""
     names = sorted(known)
     return BenchError(f"no {what} {word!r}; there is {', '.join(names) or 'none'}.{nearest(word, names)}")
+
+
+def listed_up_to(names: Sequence[str], most: int = 10) -> str:
+    """The first `most` names and how many more there are: 'a, b and 3 more'; 'none' for no names."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
 
 
 def read_toml(path: Path) -> dict[str, Any]:

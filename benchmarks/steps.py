@@ -29,7 +29,7 @@ from bench.launch.settings import Settings
 from bench.methods import Parts, tokenizer
 from bench.methods.classification import classify
 from bench.methods.masked_images import masking
-from bench.pipeline.dataloader import Batch, ready
+from bench.pipeline.dataloader import Batch, move_and_normalise
 from bench.training.step import Update
 
 PLANNED = {"steps": 100_000, "steps_per_epoch": 1_000}  # a step takes as long wherever in its schedule it is
@@ -88,7 +88,9 @@ def row(method: str, options: argparse.Namespace) -> str:
     stage, settings = planned(method, options), Settings(device=options.device, threads=torch.get_num_threads())
     device, parts = torch.device(options.device), parents(method, options)
     batch = pictures(stage, device)
-    theirs = PEERS[method].step(stage, parts, ready(batch, device, stage.protocol))  # before `connect` changes timm
+    theirs = PEERS[method].step(
+        stage, parts, move_and_normalise(batch, device, stage.protocol)
+    )  # before `connect` changes timm
     rates = measure((ours(stage, parts, batch, settings), theirs), options)
     ratio = statistics.median(mine / other for mine, other in zip(*rates, strict=True))
     mine, other = map(statistics.median, rates)

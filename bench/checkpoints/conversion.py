@@ -30,7 +30,7 @@ from bench.checkpoints.formats.safe_open import opened
 from bench.checkpoints.locate import IMPORTED, LocatedWeights, locate
 from bench.checkpoints.weights import save_weights
 from bench.config.schema import Model, Recipe
-from bench.errors import BenchError, parse, unknown
+from bench.errors import BenchError, listed_up_to, parse, unknown
 from bench.files import read_json, unwritable, write_json
 from bench.methods.classification import classify
 from bench.methods.masked_images import Recover
@@ -145,7 +145,7 @@ def _fitted(name: str, foreign: ParsedCheckpoint, partial: bool) -> tuple[State,
     other = [key for key, value in state.items() if value.shape != wanted[key]]
     if other:
         shapes = (f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key])}" for key in other)
-        raise BenchError(f"{name} has tensors of other shapes than its network: {_some(shapes)}")
+        raise BenchError(f"{name} has tensors of other shapes than its network: {listed_up_to(sorted(shapes), 5)}")
     resized = tuple(key for key, value in state.items() if value.shape != given[key].shape)
     matched = tuple(key for key in state if key not in resized)
     return state, TensorReport(matched, missing, unexpected, resized, (*foreign.left, *spare))
@@ -178,13 +178,8 @@ def _resized(key: str, value: Tensor, model: Model) -> Tensor:
 
 
 def _refuse(name: str, what: str, keys: Iterable[str]) -> None:
-    if names := tuple(keys):
-        raise BenchError(f"{name} {what} {_some(names)}; --partial goes on without")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    if names := sorted(keys):
+        raise BenchError(f"{name} {what} {listed_up_to(names, 5)}; --partial goes on without")
 
 
 def objective(checkpoint: ConvertedCheckpoint) -> Objective:
@@ -192,9 +187,9 @@ def objective(checkpoint: ConvertedCheckpoint) -> Objective:
 
     BenchError when parts are missing, since what a network without them says means nothing.
     """
-    if checkpoint.report.missing:
+    if missing := sorted(checkpoint.report.missing):
         raise BenchError(
-            f"{checkpoint.source} lacks {_some(checkpoint.report.missing)}, so there is nothing to predict with; "
+            f"{checkpoint.source} lacks {listed_up_to(missing, 5)}, so there is nothing to predict with; "
             f"a stage can go on from it: --set finetune.start_from={checkpoint.source}"
         )
     built = _network(checkpoint.model, checkpoint.purpose, checkpoint.pool, checkpoint.state)

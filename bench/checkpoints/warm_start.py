@@ -20,7 +20,7 @@ from bench.checkpoints.formats.safe_open import opened
 from bench.checkpoints.locate import LocatedWeights, locate
 from bench.config.schema import SIZES, Model
 from bench.config.stage import Stage
-from bench.errors import BenchError
+from bench.errors import BenchError, listed_up_to
 from bench.methods.objective import Objective
 from bench.models.backbone import CONVNET, Backbone
 from bench.models.transfer import Transfer, part, transfer
@@ -191,7 +191,4 @@ def _whole(found: LocatedWeights, into: Objective, stage: Stage, where: str) -> 
 
 def _refuse(where: str, what: str, keys: Iterable[str]) -> None:
     if names := sorted(keys):
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise BenchError(
-            f"{where} {what} {', '.join(names[:5])}{more}; --set ...start_partial=true leaves out the rest"
-        )
+        raise BenchError(f"{where} {what} {listed_up_to(names, 5)}; --set ...start_partial=true leaves out the rest")

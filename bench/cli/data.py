@@ -1,4 +1,4 @@
-"""bench data: look at the data of a task before anything is trained on them."""
+"""bench data: inspect the data of a task before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bench.cli.output import emit
 from bench.errors import BenchError, ExitCode
 
 if TYPE_CHECKING:
-    from bench.data.duplicates import Looks, Pair
-    from bench.data.inspection import InspectedSplit, Place
+    from bench.data.duplicates import Fingerprints, Pair
+    from bench.data.inspection import InspectedSplit, TaskSplit
 
-SHOWN = 40  # pairs or files that a table shows; --json has all
+MOST_ROWS = 40  # pairs or files in a table; --json has all
 GENERATED = "generated"  # instead of a root hash, for data that lie in no files
 INDEXED = ("split", "images", "files", "bytes", "root hash", "seconds")
-SAMPLE = 256  # pictures of a split that are decoded unless more are asked for
+SAMPLE = 256  # images of a split that are decoded by default
 
 app = typer.Typer(
-    help="Look at a task's data: what there is, what is missing, what is there twice.", no_args_is_help=True
+    help="Inspect a task's data: what there is, what is missing, what is there twice.", no_args_is_help=True
 )
 
 TaskName = Annotated[str, typer.Argument(help="A task, like imagenet1k.")]
@@ -31,10 +31,10 @@ TaskName = Annotated[str, typer.Argument(help="A task, like imagenet1k.")]
 
 @dataclass
 class Where:
-    """Where data lie."""
+    """Where the data lie."""
 
     data_dir: DataDirs = field(default_factory=list)
-    unlabelled: Annotated[str, typer.Option(help="A folder of pictures for learning without labels.")] = ""
+    unlabelled: Annotated[str, typer.Option(help="A folder of images for pretraining without labels.")] = ""
     include: Include = field(default_factory=list)
 
 
@@ -43,16 +43,16 @@ class Where:
 def check(
     where: Where,
     task: TaskName,
-    decode: Annotated[str, typer.Option(help="How many pictures of each split to decode, or all.")] = str(SAMPLE),
+    decode: Annotated[str, typer.Option(help="How many images of each split to decode, or all.")] = str(SAMPLE),
     as_json: Json = False,
 ) -> None:
-    """Files, classes, sizes, root hash and damaged pictures of every split. Exit code 4 when something is missing."""
+    """Files, classes, sizes, root hash and damaged images of every split. Exit code 4 when something is missing."""
     from bench.data import inspection
 
-    number = _decode(decode)
-    found = [inspection.inspect(place, number) for place in _places(task, where)]
-    emit([split.json() for split in found] if as_json else _checked(found))
-    if any(split.problems for split in found):
+    number = _parse_decode(decode)
+    splits = [inspection.inspect(split, number) for split in _splits(task, where)]
+    emit([split.json() for split in splits] if as_json else _check_text(splits))
+    if any(split.problems for split in splits):
         raise typer.Exit(ExitCode.INCOMPLETE)
 
 
@@ -61,28 +61,28 @@ def check(
 def index(
     where: Where,
     task: TaskName,
-    anew: Annotated[bool, typer.Option("--anew", help="Read all files again, whatever is known of them.")] = False,
-    write: Annotated[Path | None, typer.Option(help="A folder for lists of all files, to be compared.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Read all files again, whatever the cache has.")] = False,
+    write: Annotated[Path | None, typer.Option(help="A folder for lists of all files, to compare copies.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Read every file once, ahead of time: the hashes and the places of pictures in shards are then known."""
+    """Read every file once, ahead of a run, and cache its hash and where the images lie in shards."""
     import time
 
     from bench.data import splits
     from bench.files import write_atomic
 
     rows = []
-    for place in _places(task, where):
+    for split in _splits(task, where):
         began = time.monotonic()
-        source = place.open()
-        kept = splits.manifest_of(source, anew)
-        files, size, root = (kept.files, kept.bytes, kept.root) if kept else (0, 0, "")
+        source = split.open()
+        manifest = splits.manifest_of(source, anew)
+        files, size, root = (manifest.files, manifest.bytes, manifest.root) if manifest else (0, 0, "")
         seconds = round(time.monotonic() - began, 1)
-        rows.append(dict(zip(INDEXED, (place.name, len(source), files, size, root, seconds), strict=True)))
+        rows.append(dict(zip(INDEXED, (split.name, len(source), files, size, root, seconds), strict=True)))
         if write and root:
             lines = "\n".join([*splits.manifest_lines(source), ""])
-            write_atomic(write / f"{place.name.replace('/', '-')}.tsv", lines)
-    emit(rows if as_json else _table([_indexed(row) for row in rows]))
+            write_atomic(write / f"{split.name.replace('/', '-')}.tsv", lines)
+    emit(rows if as_json else _table([_index_row(row) for row in rows]))
 
 
 @app.command()
@@ -90,51 +90,52 @@ def index(
 def leaks(
     where: Where,
     task: TaskName,
-    against: Annotated[str, typer.Option(help="Another task: are this one's test pictures among its data?")] = "",
-    bits: Annotated[int, typer.Option(min=0, max=12, help="Bits of 64 in which like pictures may differ.")] = 6,
+    against: Annotated[str, typer.Option(help="Another task: are this one's test images among its data?")] = "",
+    bits: Annotated[
+        int, typer.Option(min=0, max=12, help="Bits, of 64, in which the hashes of like images may differ.")
+    ] = 6,
     as_json: Json = False,
 ) -> None:
-    """Pictures of val that are also learnt from, or there twice: the same, or nearly. Exit code 3 when there are any.
+    """Images of val that are also trained on, or there twice: the same, or nearly. Exit code 3 when there are any.
 
-    Scaled and re-encoded pictures are found; cropped, mirrored or turned ones are not.
+    Scaled and re-encoded images are found; cropped, mirrored or rotated ones are not.
     """
-    ours = _places(task, where)
-    theirs = _places(against, where) if against else ours
-    rows = list(_leaks(ours, theirs, bits))
-    emit(rows if as_json else _leaked(rows))
+    scored = _splits(task, where)
+    searched = _splits(against, where) if against else scored
+    rows = list(_leaks(scored, searched, bits))
+    emit(rows if as_json else _leaks_text(rows))
     if rows:
         raise typer.Exit(ExitCode.UNSUPPORTED)
 
 
-def _places(task: str, where: Where) -> list[Place]:
+def _splits(task: str, where: Where) -> list[TaskSplit]:
     """The splits of a task, and where they lie."""
     from bench.cli.requests import roots
     from bench.config import registry
     from bench.data import inspection
 
-    found = registry.places(where.include)
-    lie = roots(where.data_dir, registry.task_files(found))
-    return inspection.places(registry.read_task(task, found), lie, where.unlabelled)
+    folders = registry.places(where.include)
+    data_roots = roots(where.data_dir, registry.task_files(folders))
+    return inspection.task_splits(registry.read_task(task, folders), data_roots, where.unlabelled)
 
 
-def _decode(text: str) -> int | None:
+def _parse_decode(text: str) -> int | None:
     if text == "all":
         return None
     if not text.isdigit():
-        raise BenchError(f"--decode {text}: write a number of pictures, or all")
+        raise BenchError(f"--decode {text}: write a number of images, or all")
     return int(text)
 
 
-def _checked(found: Iterable[InspectedSplit]) -> str:
-    """What was found, a line per split, then what is wrong."""
-    splits = list(found)
-    there = [_split_row(split) for split in splits if split.images]
-    lines = [_table(there)] if there else []
+def _check_text(splits: Sequence[InspectedSplit]) -> str:
+    """A table with a row per split, then what is wrong with them."""
+    rows = [_split_row(split) for split in splits if split.images]
+    lines = [_table(rows)] if rows else []
     for split in splits:
         lines += [f"{split.name}: {problem}" for problem in split.problems]
-        lines += [f"  {name}: {why}" for name, why in list(split.damaged.items())[:SHOWN]]
-        if len(split.damaged) > SHOWN:
-            lines.append(f"  and {len(split.damaged) - SHOWN:,} more (--json names all)")
+        lines += [f"  {name}: {why}" for name, why in list(split.damaged.items())[:MOST_ROWS]]
+        if len(split.damaged) > MOST_ROWS:
+            lines.append(f"  and {len(split.damaged) - MOST_ROWS:,} more (--json names all)")
     if not any(split.problems for split in splits):
         lines.append("nothing is missing" if any(split.expected for split in splits) else "nothing is wrong")
     return "\n".join(lines)
@@ -157,56 +158,55 @@ def _split_row(split: InspectedSplit) -> dict[str, str]:
 
 
 def _range(values: Sequence[int]) -> str:
-    """'500', or '32..500' and with a median '32..300..500'."""
+    """'32..500' of a minimum and a maximum, '32..300..500' with a median, '500' if all are equal."""
     return f"{values[0]:,}" if len(set(values)) == 1 else "..".join(f"{value:,}" for value in values)
 
 
-def _indexed(row: Mapping[str, Any]) -> dict[str, str]:
-    shown = {"images": f"{row['images']:,}", "files": f"{row['files']:,}", "bytes": _size(row["bytes"])}
-    return {**row, **shown, "root hash": row["root hash"] or GENERATED, "seconds": f"{row['seconds']:.1f}"}
+def _index_row(row: Mapping[str, Any]) -> dict[str, str]:
+    counts = {"images": f"{row['images']:,}", "files": f"{row['files']:,}", "bytes": _size(row["bytes"])}
+    return {**row, **counts, "root hash": row["root hash"] or GENERATED, "seconds": f"{row['seconds']:.1f}"}
 
 
-def _leaks(ours: Sequence[Place], theirs: Sequence[Place], bits: int) -> Iterable[dict[str, Any]]:
-    """A row for every pair: pictures scored on against those learnt from, and within those scored on."""
+def _leaks(scored: Sequence[TaskSplit], searched: Sequence[TaskSplit], bits: int) -> Iterable[dict[str, Any]]:
+    """A row for every pair: of an image of val and one of another split, or of two images of val."""
     from bench.data import duplicates
 
-    seen: dict[str, tuple[Any, Looks]] = {}
+    opened: dict[str, tuple[Any, Fingerprints]] = {}
 
-    def look(place: Place) -> tuple[Any, Looks]:
-        if place.name not in seen:
-            source = place.open(lenient=True)
-            seen[place.name] = source, duplicates.looks(source)
-        return seen[place.name]
+    def open_split(split: TaskSplit) -> tuple[Any, Fingerprints]:
+        if split.name not in opened:
+            source = split.open(lenient=True)
+            opened[split.name] = source, duplicates.fingerprints(source)
+        return opened[split.name]
 
-    for scored in [place for place in ours if "val" in place.roles]:
-        source, kept = look(scored)
-        for other in theirs:
-            if other.name == scored.name:
-                continue
-            partner, others = look(other)
-            yield from (_leak(pair, other, partner, scored, source) for pair in duplicates.pairs(others, kept, bits))
-        if ours is theirs:
-            found = duplicates.pairs(kept, None, bits)
-            yield from (_leak(pair, scored, source, scored, source) for pair in found)
+    for val in [split for split in scored if "val" in split.roles]:
+        source, prints = open_split(val)
+        for other in [split for split in searched if split.name != val.name]:
+            other_source, other_prints = open_split(other)
+            pairs = duplicates.find_pairs(other_prints, prints, bits)
+            yield from (_leak_row(pair, other, other_source, val, source) for pair in pairs)
+        if searched is scored:
+            pairs = duplicates.find_pairs(prints, None, bits)
+            yield from (_leak_row(pair, val, source, val, source) for pair in pairs)
 
 
-def _leak(pair: Pair, left: Place, source: Any, right: Place, scored: Any) -> dict[str, Any]:
+def _leak_row(pair: Pair, left: TaskSplit, left_source: Any, val: TaskSplit, source: Any) -> dict[str, Any]:
     return {
         "what": "same pixels" if pair.exact else "nearly the same",
         "bits apart": pair.bits,
-        "picture": f"{left.name}: {source.name(pair.left)}",
-        "scored picture": f"{right.name}: {scored.name(pair.right)}",
+        "picture": f"{left.name}: {left_source.name(pair.left)}",
+        "scored picture": f"{val.name}: {source.name(pair.right)}",
     }
 
 
-def _leaked(rows: Sequence[Mapping[str, Any]]) -> str:
+def _leaks_text(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
-        return "no picture is there twice"
+        return "no image is there twice"
     exact = sum(row["what"] == "same pixels" for row in rows)
-    told = f"{len(rows):,} pairs: {exact:,} with the same pixels, {len(rows) - exact:,} nearly the same"
-    more = [f"and {len(rows) - SHOWN:,} more (--json has all)"] if len(rows) > SHOWN else []
-    shown = [{name: str(value) for name, value in row.items()} for row in rows[:SHOWN]]
-    return "\n".join([_table(shown), *more, told])
+    summary = f"{len(rows):,} pairs: {exact:,} with the same pixels, {len(rows) - exact:,} nearly the same"
+    more = [f"and {len(rows) - MOST_ROWS:,} more (--json has all)"] if len(rows) > MOST_ROWS else []
+    table = _table([{name: str(value) for name, value in row.items()} for row in rows[:MOST_ROWS]])
+    return "\n".join([table, *more, summary])
 
 
 def _size(number: int) -> str:

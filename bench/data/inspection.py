@@ -1,4 +1,4 @@
-"""What the data of a task are on this disk: how many, how large, which are damaged, whether any are missing."""
+"""Inspection of a task's data on this disk: how many images, how large, which are damaged, whether any are missing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +19,12 @@ from bench.data.source import Source
 from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 
-ANY_NUMBER = 10**9  # of unreadable pictures, where each of them is to be named
-CHUNK = 32  # pictures that one thread decodes at a time
+ANY_NUMBER = 10**9  # of unreadable images, when every one of them is to be named
+CHUNK = 32  # images that one thread decodes at a time
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TaskSplit:
     """A split of a task: the roles it plays, and how it is opened."""
 
     task: Task
@@ -36,30 +37,31 @@ class Place(NamedTuple):
         return f"{self.task.name}/{self.request.split}"
 
     def open(self, lenient: bool = False) -> Source:
-        """The split; `lenient` leaves out pictures that cannot be read, however many, where the data set can."""
+        """Open the split; `lenient` leaves out all images that cannot be read, if the data set has that option."""
         options = dict(self.request.options)
         if lenient and "max_unreadable" in known_options(self.task.dataset):
             options.setdefault("max_unreadable", ANY_NUMBER)
         return splits.open_source(replace(self.request, options=options))
 
 
-def places(task: Task, roots: Mapping[str, str], unlabelled: str = "") -> list[Place]:
+def task_splits(task: Task, roots: Mapping[str, str], unlabelled: str = "") -> list[TaskSplit]:
     """The splits of a task, each once."""
     root = roots.get(task.name) or roots.get("") or roots.get(task.evaluates) or None
-    found: dict[str, Place] = {}
+    splits_of_task: dict[str, TaskSplit] = {}
     for role, split in task.splits.items():
         path = {"path": unlabelled} if unlabelled and role == "pretrain" else {}
         request = SplitRequest(task.dataset, split, root, {**task.options, **path}, expected=task.expects.get(split))
-        same = found.get(split)
+        same = splits_of_task.get(split)
         if same is not None and same.request == request:
-            found[split] = same._replace(roles=(*same.roles, role))
-        else:
-            found[f"{split} {role}" if same else split] = Place(task, (role,), request)
-    return list(found.values())
+            splits_of_task[split] = replace(same, roles=(*same.roles, role))
+        else:  # a second request for the same split: pretraining reads a folder of its own
+            splits_of_task[f"{split} {role}" if same else split] = TaskSplit(task, (role,), request)
+    return list(splits_of_task.values())
 
 
-class InspectedSplit(NamedTuple):
-    """What a split was found to hold; `problems` are sentences, and then it is not fit to be reported on."""
+@dataclass(frozen=True, slots=True)
+class InspectedSplit:
+    """What a split holds. With any `problems`, a sentence each, results on it are not reportable."""
 
     name: str
     roles: tuple[str, ...]
@@ -71,31 +73,32 @@ class InspectedSplit(NamedTuple):
     bytes: int = 0
     root_hash: str = ""
     decoded: int = 0
-    widths: tuple[int, int, int] | None = None  # of the pictures decoded: smallest, median, largest; in pixels
+    widths: tuple[int, int, int] | None = None  # of the decoded images: smallest, median, largest; in pixels
     heights: tuple[int, int, int] | None = None
-    damaged: dict[str, str] = {}  # noqa: RUF012 - name -> why
+    damaged: dict[str, str] = field(default_factory=dict)  # name -> reason
     problems: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """For programs."""
-        return {**self._asdict(), "ok": not self.problems}
+        return {item.name: getattr(self, item.name) for item in fields(self)} | {"ok": not self.problems}
 
 
-def inspect(place: Place, decode: int | None) -> InspectedSplit:
-    """Look at a split. decode: how many pictures are decoded, spread evenly; None: all of them."""
-    start = InspectedSplit(place.name, place.roles)
+def inspect(split: TaskSplit, decode: int | None) -> InspectedSplit:
+    """Inspect a split. decode: how many images are decoded, spread evenly; None for all of them."""
+    inspected = InspectedSplit(split.name, split.roles)
     try:
-        source = _opened(place, every_picture=decode is None)
+        source = _open(split, every_image=decode is None)
         manifest = splits.manifest_of(source)
-        expected = place.request.expected
-        told = splits.shortfall(source, place.request)
+        expected = split.request.expected
+        problems = splits.shortfall(source, split.request)
     except BenchError as error:
-        return start._replace(problems=(str(error),))
-    sizes, damaged = _decoded(source, decode)
+        return replace(inspected, problems=(str(error),))
+    sizes, damaged = _decode_images(source, decode)
     damaged = {**getattr(source, "unreadable", {}), **damaged}
     if damaged:
-        told = [*told, f"{len(damaged):,} pictures cannot be read"]
-    return start._replace(
+        problems = [*problems, f"{len(damaged):,} images cannot be read"]
+    return replace(
+        inspected,
         images=len(source),
         expected=expected.images if expected else None,
         classes=len(getattr(source, "among", source.classes)),
@@ -107,28 +110,28 @@ def inspect(place: Place, decode: int | None) -> InspectedSplit:
         widths=_spread(sizes, 0),
         heights=_spread(sizes, 1),
         damaged=damaged,
-        problems=tuple(told),
+        problems=tuple(problems),
     )
 
 
-def _opened(place: Place, every_picture: bool) -> Source:
-    """A split, with the names of the pictures that it cannot read where it has to leave some out."""
+def _open(split: TaskSplit, every_image: bool) -> Source:
+    """Open a split; if it refuses because of unreadable images, without them, so that they can be named."""
     try:
-        return place.open(lenient=every_picture)
+        return split.open(lenient=every_image)
     except BenchError:
-        return place.open(lenient=True)  # says why, unless it was the pictures
+        return split.open(lenient=True)  # raises again when the images were not the reason
 
 
 def _per_class(source: Source) -> tuple[int, int] | None:
     if not source.classes or not hasattr(source, "labels"):
         return None
-    held = Counter(source.labels())
-    counts = [held[label] for label in getattr(source, "among", range(len(source.classes)))]
+    images_of = Counter(source.labels())
+    counts = [images_of[label] for label in getattr(source, "among", range(len(source.classes)))]
     return (min(counts), max(counts)) if any(counts) else None
 
 
-def _decoded(source: Source, decode: int | None) -> tuple[list[tuple[int, int]], dict[str, str]]:
-    """Width and height of the pictures that were decoded, and why others could not be."""
+def _decode_images(source: Source, decode: int | None) -> tuple[list[tuple[int, int]], dict[str, str]]:
+    """Width and height of the images that decode; name -> reason of those that do not."""
     number = len(source) if decode is None else min(decode, len(source))
     if not number:
         return [], {}
@@ -136,20 +139,21 @@ def _decoded(source: Source, decode: int | None) -> tuple[list[tuple[int, int]],
     chunks = [chosen[start : start + CHUNK] for start in range(0, number, CHUNK)]
     sizes: list[tuple[int, int]] = []
     damaged: dict[str, str] = {}
-    _try(source, chosen[0])  # what a source does once, it does before there are many threads
+    _size_or_reason(source, chosen[0])  # so that what a source does at its first image is not done by every thread
     with ThreadPoolExecutor(os.cpu_count()) as threads, counter(f"decoding {source.split}", number) as count:
-        for chunk, found in zip(chunks, threads.map(lambda part: [_try(source, i) for i in part], chunks), strict=True):
+        parts = threads.map(lambda chunk: [_size_or_reason(source, index) for index in chunk], chunks)
+        for chunk, results in zip(chunks, parts, strict=True):
             count.advance(len(chunk))
-            sizes += [one for one in found if isinstance(one, tuple)]
-            damaged |= {source.name(i): one for i, one in zip(chunk, found, strict=True) if isinstance(one, str)}
+            sizes += [size for size in results if isinstance(size, tuple)]
+            damaged |= {source.name(i): why for i, why in zip(chunk, results, strict=True) if isinstance(why, str)}
     return sizes, damaged
 
 
-def _try(source: Source, index: int) -> tuple[int, int] | str:
-    """Size of a picture, or why it cannot be read."""
+def _size_or_reason(source: Source, index: int) -> tuple[int, int] | str:
+    """Width and height of an image, or why it cannot be read."""
     try:
         return source[index]["image"].size
-    except Exception as error:  # whatever a decoder raises is what this is here to tell
+    except Exception as error:  # a decoder may raise anything on damaged bytes, and all of it is to be reported
         return str(error)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-Sample = dict[str, Any]  # "image": RGB picture; "label": int, -1 when there is none; "map": (H, W) uint8, if any
+Sample = dict[str, Any]  # "image": RGB, by Pillow; "label": int, -1 for none; "map": (H, W) uint8, if there is one
 
 
 class Source(Protocol):
@@ -12,16 +12,16 @@ class Source(Protocol):
 
     A source may also have
     `root`         the folder it was found in;
-    `labels()`     the classes of all its images, without reading a picture;
-    `files()`      list[bench.manifest.Piece]: the bytes it is read from, all of them. A file of one picture (or its
-                   label map) is a piece with the `index` of that image; a member of a tar shard is a range of it;
-                   a file of many images (parquet, CIFAR's batches) and a table of labels are pieces of index -1.
+    `labels()`     the classes of all its images, without decoding any;
+    `files()`      list[bench.data.manifest.Piece]: the bytes it is read from, all of them. A file of one image (or its
+                   label map) is a piece with that image's number; a member of a tar shard is a range of the shard;
+                   a file of many images (parquet, CIFAR's batches) and a table of labels are pieces of image -1.
                    A generated split has no files. `size` and `changed` are those of the listing, so that
                    1.28 million files are looked at once;
     `lacks`        what a list that came with the data names and is not there, a sentence each;
-    `among`        the classes that may be answered, where a protocol asks for them (ImageNet-A, R);
-    `label_sets()` (images, L): all labels of an image, -1 behind the last, where a protocol asks for them (ReaL);
-    `unreadable`   dict: name -> reason of the pictures that were left out, because max_unreadable allowed it.
+    `among`        the classes that may be predicted, where a protocol restricts them (ImageNet-A, R);
+    `label_sets()` (images, L): all labels of an image, padded with -1, where a protocol needs them (ReaL);
+    `unreadable`   dict: name -> reason of the images that were left out, because max_unreadable allowed it.
     """
 
     dataset: str

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from bench.config.schema import Expected, Scalar
 from bench.config.stage import Data
 from bench.data import completeness, subsets
-from bench.data.completeness import refuse
-from bench.data.datasets import _module, known_options
+from bench.data.completeness import incomplete_error
+from bench.data.datasets import known_options, load_module
 from bench.data.manifest import Manifest, listing, manifest
 from bench.data.source import Source
 from bench.errors import unknown
@@ -29,7 +29,7 @@ class SplitRequest:
     root: str | None = None
     options: Mapping[str, Scalar] = field(default_factory=dict)  # of the data set
     limit: float | None = None  # a count (> 1) or a share (<= 1) of what `labels` leaves, classes in balance
-    labels: str = ""  # the part that may be learnt from, as `subsets.labelled` reads it
+    labels: str = ""  # the labels that are used for training, as `labelled_subset` reads it
     expected: Expected | None = None  # what the published split holds
     allow_incomplete: bool = False  # also describe a split that is not as expected
 
@@ -42,14 +42,14 @@ def open_source(request: SplitRequest) -> Source:
     """A split, ready to be read. BenchError for an option that the data set does not have."""
     for key in request.options.keys() - known_options(request.dataset):
         raise unknown(f"option of data set {request.dataset}", key, known_options(request.dataset))
-    module = _module(request.dataset)
+    module = load_module(request.dataset)
     return _part(module.open_split(request.split, root=request.root, **request.options), request)
 
 
 def _part(source: Source, request: SplitRequest) -> Source:
-    """The images of a whole split that are asked for."""
-    part: Source = subsets.labelled(source, request.labels) if request.labels else source
-    return part if request.limit is None or request.limit == 1 else subsets.limited(part, request.limit)
+    """The images of a whole split that are requested."""
+    part: Source = subsets.labelled_subset(source, request.labels) if request.labels else source
+    return part if request.limit is None or request.limit == 1 else subsets.limited_subset(part, request.limit)
 
 
 def describe(request: SplitRequest) -> Data:
@@ -60,14 +60,14 @@ def describe(request: SplitRequest) -> Data:
     whole = open_source(request.whole())
     differences = shortfall(whole, request)
     if differences and not request.allow_incomplete:
-        raise refuse(whole, differences, request.root)
+        raise incomplete_error(whole, differences, request.root)
     if differences:
         name = f"{request.dataset}/{request.split}"
         log.warning("%s is not the published split, so results are not reportable: %s", name, differences[0])
     source = _part(whole, request)
-    # Options that say where pictures lie, or how many may be unreadable: the identity covers what they lead to, and a
+    # Options that say where images lie, or how many may be unreadable: the identity covers what they lead to, and a
     # stage's key must not change when a folder moves.
-    local: frozenset[str] = getattr(_module(request.dataset), "LOCAL_OPTIONS", frozenset())
+    local: frozenset[str] = getattr(load_module(request.dataset), "LOCAL_OPTIONS", frozenset())
     return Data(
         dataset=request.dataset,
         split=request.split,
@@ -83,7 +83,7 @@ def describe(request: SplitRequest) -> Data:
 
 
 def describe_or_assume(request: SplitRequest) -> Data:
-    """As `describe`, but a published split that nobody says the folder of is taken to be complete: for plans only."""
+    """As `describe`, but a published split without a folder is assumed to be complete: for plans only."""
     rule = subsets.parse_rule(request.labels or "100%")
     if request.root is not None or request.expected is None or not rule.share:
         return describe(request)
@@ -102,7 +102,7 @@ def describe_or_assume(request: SplitRequest) -> Data:
 
 
 def shortfall(source: Source, request: SplitRequest) -> list[str]:
-    """In what a split differs from the published one, a sentence each."""
+    """How a split differs from the published one, a phrase each; [] when it does not."""
     lacks = list(getattr(source, "lacks", ()))
     if request.expected is None:
         return lacks
@@ -113,18 +113,18 @@ def shortfall(source: Source, request: SplitRequest) -> list[str]:
 
 
 def manifest_of(source: Source, anew: bool = False) -> Manifest | None:
-    """The root hash of a split's files, from the cache unless they are to be read anew; None for data generated."""
+    """The root hash of a split's files, from the cache unless `anew`; None for generated data."""
     pieces = source.files() if hasattr(source, "files") else []
     return manifest(pieces, f"{source.dataset} {getattr(source, 'root', None)}", anew) if pieces else None
 
 
 def manifest_lines(source: Source) -> list[str]:
-    """Hash, size and name of every file of a split; none for data that are generated."""
+    """Hash, size and name of every file of a split; none for generated data."""
     pieces = source.files() if hasattr(source, "files") else []
     return listing(pieces, f"{source.dataset} {getattr(source, 'root', None)}") if pieces else []
 
 
 def root_of(source: Source) -> str:
-    """The root hash of a split's files; '' for data that are generated."""
-    found = manifest_of(source)
-    return found.root if found else ""
+    """The root hash of a split's files; '' for generated data."""
+    split_manifest = manifest_of(source)
+    return split_manifest.root if split_manifest else ""

@@ -21,7 +21,7 @@ from bench.evaluation.loop import EvalSplit, batches, gather
 from bench.evaluation.metrics import accuracy
 from bench.files import write_atomic
 from bench.launch.distributed import autocast
-from bench.pipeline.dataloader import ready
+from bench.pipeline.dataloader import move_and_normalise
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 CHUNK = 256  # images compared with all others at once
@@ -86,7 +86,7 @@ def extract(objective: Any, split: EvalSplit, accelerator: Accelerator) -> tuple
     tables = []
     for batch in batches(split, accelerator):
         with autocast(accelerator.device, split.precision):
-            found = objective.features(ready(batch, accelerator.device, split.protocol))
+            found = objective.features(move_and_normalise(batch, accelerator.device, split.protocol))
         tables.append({"index": batch["index"].numpy(), "label": batch["label"].numpy(), "feature": _unit(found)})
     objective.train(was_training)
     whole = gather(tables, len(split.source))

@@ -21,7 +21,7 @@ from bench.evaluation.sliding_window import MAX_LOGITS, SlidingWindow, WindowLog
 from bench.launch.distributed import autocast
 from bench.launch.signals import Interrupted, Stop
 from bench.methods.objective import Objective
-from bench.pipeline.dataloader import Batch, View, load, ready
+from bench.pipeline.dataloader import Batch, View, load_batches, move_and_normalise
 from bench.pipeline.sampler import Draw
 from bench.pipeline.segmentation_transforms import sizes
 from bench.pipeline.transforms import normalise
@@ -99,7 +99,7 @@ def batches(split: EvalSplit, accelerator: Accelerator, images: Sequence[int] | 
     parts = [mine[start : start + split.batch_size] for start in range(0, len(mine), split.batch_size)]
     draws = [[Draw(index, 0, 0, index) for index in part] for part in parts]
     pin = accelerator.device.type == "cuda"
-    return load(split.source, split.view, draws, seed=0, workers=split.workers, pin=pin)
+    return load_batches(split.source, split.view, draws, seed=0, workers=split.workers, pin=pin)
 
 
 def _in_step(
@@ -124,7 +124,7 @@ def predict(objective: Objective, batch: Batch, split: EvalSplit, device: torch.
         at_once = max(1, MAX_LOGITS // (split.window**2 * split.scorer.classes))  # pictures: their logits are large
         return {"window_logits": _window_logits(objective, batch, split, device, at_once)}
     with autocast(device, split.precision):
-        return objective.predict(ready(batch, device, split.protocol))
+        return objective.predict(move_and_normalise(batch, device, split.protocol))
 
 
 @torch.inference_mode()

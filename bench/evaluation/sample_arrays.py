@@ -16,7 +16,7 @@ from bench.config.stage import Stage
 from bench.files import write_atomic
 from bench.launch.distributed import autocast
 from bench.methods.objective import Objective
-from bench.pipeline.dataloader import Images, View, load, ready
+from bench.pipeline.dataloader import Images, View, load_batches, move_and_normalise
 from bench.pipeline.sampler import Draw
 
 SHOWN = 32  # images, from all over the split
@@ -31,10 +31,12 @@ def write_pictures(path: Path, objective: Objective, stage: Stage, source: Image
     indices = np.linspace(0, len(source) - 1, min(SHOWN, len(source))).astype(int).tolist()
     draws = [Draw(index, 0, 0, position) for position, index in enumerate(indices)]
     device = next(objective.parameters()).device
-    batch = next(load(source, lambda sample: _square(view(sample), stage.model.image_size), [draws], seed=stage.seed))
+    batch = next(
+        load_batches(source, lambda sample: _square(view(sample), stage.model.image_size), [draws], seed=stage.seed)
+    )
     objective.eval()
     with autocast(device, precision):
-        shown = objective.pictures(ready(batch, device, stage.protocol))
+        shown = objective.pictures(move_and_normalise(batch, device, stage.protocol))
     stream = io.BytesIO()
     np.savez_compressed(stream, allow_pickle=False, index=np.array(indices), **shown)
     write_atomic(path, stream.getvalue())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.errors import BenchError
+from bench.errors import BenchError, listed_up_to
 from bench.models.backbone import SHARED_TABLE, TABLE, Backbone
 from bench.models.pos_embed import resize_embedding, resize_table
 
@@ -69,5 +69,4 @@ def _resize(key: str, value: Tensor, into: Backbone) -> Tensor:
 
 def _refuse(what: str, keys: Iterable[str]) -> None:
     if names := sorted(keys):
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise BenchError(f"{what}: {', '.join(names[:5])}{more}; model.trunk, position, size and distilled must agree")
+        raise BenchError(f"{what}: {listed_up_to(names, 5)}; model.trunk, position, size and distilled must agree")

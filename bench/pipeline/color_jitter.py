@@ -1,4 +1,4 @@
-"""Colour jitter of a picture of which only a part will be used."""
+"""Colour jitter of an image of which only a part will be used."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def draw_jitter(strength: float) -> Jitter | None:
     return Jitter(order.tolist(), brightness, contrast, saturation)
 
 
-def jittered_cut(image: Image.Image, box: Box, jitter: Jitter | None) -> Image.Image:
+def jitter_and_crop(image: Image.Image, box: Box, jitter: Jitter | None) -> Image.Image:
     """What ColorJitter and then a crop would give, pixel for pixel.
 
-    Brightness and saturation change each pixel by itself. Contrast needs the mean of the whole picture and after
+    Brightness and saturation change each pixel by itself. Contrast needs the mean of the whole image and after
     that no pixel outside the box matters any more.
     """
     if jitter is None:
@@ -48,6 +48,6 @@ def jittered_cut(image: Image.Image, box: Box, jitter: Jitter | None) -> Image.I
 
 
 def _towards(grey: int, factor: float) -> list[int]:
-    """Lookup table for RGB of Pillow's blend between a grey (factor 0) and the picture (factor 1)."""
+    """Lookup table for RGB of Pillow's blend between a grey (factor 0) and the image (factor 1)."""
     ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
     return list(Image.blend(Image.new("L", (256, 1), grey), ramp, factor).tobytes()) * 3

@@ -37,14 +37,14 @@ class _Views:
     def __getitems__(self, draws: Sequence[Draw]) -> Batch:
         with forked(0):
             seen = [self._look(draw) for draw in draws]
-        return stack(seen, draws)
+        return collate(seen, draws)
 
     def _look(self, draw: Draw) -> dict[str, Any]:
         seed_cpu(derive(self.seed, "view", draw.epoch, draw.image, draw.copy))
         return self.view(self.source[draw.image] | {"index": draw.image})
 
 
-def stack(seen: Sequence[Mapping[str, Any]], draws: Sequence[Draw]) -> Batch:
+def collate(seen: Sequence[Mapping[str, Any]], draws: Sequence[Draw]) -> Batch:
     """One batch of many views, with `index` and `position` (B,). Tensors of different sizes stay a list."""
     batch: Batch = {name: _stack([one[name] for one in seen]) for name in seen[0]}
     batch["index"] = torch.tensor([draw.image for draw in draws])
@@ -64,7 +64,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value if name in ON_CPU else _move(value, device) for name, value in batch.items()}
 
 
-def ready(batch: Batch, device: torch.device, protocol: schema.Protocol) -> Batch:
+def move_and_normalise(batch: Batch, device: torch.device, protocol: schema.Protocol) -> Batch:
     """The batch on `device`, its images standardised: as an objective takes it."""
     batch = to_device(batch, device)
     return batch | {"image": normalise(batch["image"], protocol.mean, protocol.std)}
@@ -76,7 +76,7 @@ def _move(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-def load(
+def load_batches(
     source: Images, view: View, draws: Iterable[list[Draw]], *, seed: int, workers: int = 0, pin: bool = False
 ) -> Iterator[Batch]:
     """One batch for each list of draws, in that order. The order of work among the workers changes nothing."""
@@ -96,7 +96,7 @@ def loader(
     source: Images, view: View, batches: Batches, *, seed: int, start: int, stop: int, workers: int, pin: bool = False
 ) -> Iterator[list[Batch]]:
     """The micro-batches of this process, one list per optimiser step, from step `start` to `stop` - 1."""
-    micro_batches = load(source, view, _Restartable(batches, start, stop), seed=seed, workers=workers, pin=pin)
+    micro_batches = load_batches(source, view, _Restartable(batches, start, stop), seed=seed, workers=workers, pin=pin)
     for _ in range(start, stop):
         yield [next(micro_batches) for _ in range(batches.accumulation)]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.errors import BenchError, unknown
 
-ATTEMPTS = 10  # blocks tried before the picture is left as it is
+ATTEMPTS = 10  # blocks tried before the image is left as it is
 ASPECT = 0.3  # blocks are between this and its inverse as high as wide
 
 Masking = Callable[[], np.ndarray]
@@ -22,7 +22,7 @@ Masking = Callable[[], np.ndarray]
 
 @dataclass(frozen=True)
 class BlockMasking:
-    """Hide rectangles until `hidden_patches` are hidden: an upper bound, which a third of the pictures miss.
+    """Hide rectangles until `hidden_patches` are hidden: an upper bound, which a third of the images miss.
 
     block_min, block_max: bounds of the area that is drawn, in patches. What a block newly hides may be less,
     since blocks overlap. No block is as high or as wide as the grid.

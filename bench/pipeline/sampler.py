@@ -30,14 +30,14 @@ class Draw(NamedTuple):
     position: int
 
 
-def shuffled(seed: int, images: int) -> Tensor:
+def permutation(seed: int, images: int) -> Tensor:
     """A permutation of 0 to images - 1, from torch's CPU generator started at `seed`: (images,) int64."""
     import torch
 
     return torch.randperm(images, generator=torch.Generator().manual_seed(seed))
 
 
-def repeated(indices: Tensor, repeats: int) -> Tensor:
+def repeat_indices(indices: Tensor, repeats: int) -> Tensor:
     """Every index `repeats` times in a row, so that its copies fall into one batch, on different devices.
 
     Source: P-DeiT; D: samplers.py.
@@ -46,9 +46,9 @@ def repeated(indices: Tensor, repeats: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def order(seed: int, epoch: int, images: int, repeats: int = 1) -> Tensor:
+def epoch_order(seed: int, epoch: int, images: int, repeats: int = 1) -> Tensor:
     """Indices in the order of one epoch: (images,) int64. With repeats it shows images / repeats different ones."""
-    return repeated(shuffled(derive(seed, "order", epoch), images), repeats)[:images]
+    return repeat_indices(permutation(derive(seed, "order", epoch), images), repeats)[:images]
 
 
 def is_paired(recipe: Recipe) -> bool:
@@ -137,7 +137,7 @@ class Batches:
     def _draw(self, step: int, position: int) -> Draw:
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         place = step_of_epoch * self.batch_size + position
-        image = order(self.seed, epoch, self.images, self.repeats)[place]
+        image = epoch_order(self.seed, epoch, self.images, self.repeats)[place]
         return Draw(int(image), epoch, place % self.repeats, position)
 
 

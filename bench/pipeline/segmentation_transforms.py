@@ -1,9 +1,9 @@
-"""Views of a picture together with its label map, for segmentation.
+"""Views of an image together with its label map, for segmentation.
 
 Source: the published ADE20K pipeline of BEiT's UperNet (B: semantic_segmentation/configs): resize by a random
 factor, crop, flip, photometric distortion, pad.
 
-Departs from the reference: pictures are resampled by Pillow with antialiasing, the reference uses OpenCV without.
+Departs from the reference: images are resampled by Pillow with antialiasing, the reference uses OpenCV without.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MAP = Image.Resampling.NEAREST
 
 
 def map_train_view(recipe: Recipe, model: Model, protocol: Protocol, *, zoom: tuple[float, float] = ZOOM) -> View:
-    """The view for learning label maps: a random part of the picture at a random size, flipped, colours distorted.
+    """The view for learning label maps: a random part of the image at a random size, flipped, colours distorted.
 
-    {"image": uint8 (C, S, S), "map": uint8 (S, S)} with S the model's image size. The picture's short side is
+    {"image": uint8 (C, S, S), "map": uint8 (S, S)} with S the model's image size. The image's short side is
     scaled to S times a factor from `zoom`; what falls short of S x S is padded with the mean colour, and with
     the ignored label on the map. `color_jitter` is the strength of the distortion: 0.5 the published one, 0 none.
     """
@@ -49,17 +49,17 @@ def map_train_view(recipe: Recipe, model: Model, protocol: Protocol, *, zoom: tu
 def map_eval_view(protocol: Protocol) -> View:
     """The view for scoring label maps: {"image": uint8 (C, h, w), "map": uint8 (H, W)}, and the image at other sizes.
 
-    The image's short side is the protocol's resolution, its aspect that of the picture, nothing is cut off; or the
-    picture is squeezed into a square, if the protocol says `whole`. Other sizes are called as in `sizes`. The map
+    The image's short side is the protocol's resolution, its aspect that of the image, nothing is cut off; or the
+    image is squeezed into a square, if the protocol says `whole`. Other sizes are called as in `sizes`. The map
     keeps its own size: predictions are brought to it, never it to them.
     """
     return _MapEvalView(protocol.resolution, sizes(protocol), protocol.whole, RESAMPLING[protocol.interpolation])
 
 
 def sizes(protocol: Protocol) -> dict[float, tuple[str, int]]:
-    """At which sizes a picture is seen: scale -> its name in a sample, and how often it counts.
+    """At which sizes an image is seen: scale -> its name in a sample, and how often it counts.
 
-    A picture is never made smaller than the resolution: the published scales 0.5, 0.75 and 1 are one size that
+    A image is never made smaller than the resolution: the published scales 0.5, 0.75 and 1 are one size that
     counts three times (BEiT semantic_segmentation, SETR_Resize with setr_multi_scale).
     """
     counted = Counter(max(1.0, scale) for scale in protocol.scales)
@@ -91,7 +91,7 @@ class _MapTrainView:
         if coin(self.flip):
             image, part = (each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in (image, part))
         if self.jitter:
-            image = distorted(image, self.jitter)
+            image = photometric_distortion(image, self.jitter)
         return {
             "image": as_tensor(_padded(image, self.size, self.padding)),
             "map": torch.from_numpy(np.array(_padded(part, self.size, self.ignore_label))),
@@ -100,12 +100,12 @@ class _MapTrainView:
     def _window(
         self, size: tuple[int, int], factor: float
     ) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
-        """Draw a window of the picture as it would be when scaled: its size, and its box in the picture itself."""
+        """Draw a window of the image as it would be when scaled: its size, and its box in the image itself."""
         (width, left, right), (height, top, bottom) = (self._span(side, factor) for side in size)
         return (width, height), (left, top, right, bottom)
 
     def _span(self, side: int, factor: float) -> tuple[int, float, float]:
-        """The window along one axis: its pixels when scaled, its start and end in pixels of the picture."""
+        """The window along one axis: its pixels when scaled, its start and end in pixels of the image."""
         scaled = max(1, int(side * factor + 0.5))
         taken = min(self.size, scaled)
         start = random.randint(0, scaled - taken)
@@ -138,12 +138,12 @@ class _MapEvalView:
 
 
 def _fit(image: Image.Image, short_side: int) -> float:
-    """The factor that brings a picture to this short side, or its long side to four times that if it is longer."""
+    """The factor that brings an image to this short side, or its long side to four times that if it is longer."""
     return min(short_side / min(image.size), LONGEST * short_side / max(image.size))
 
 
 def _padded(image: Image.Image, size: int, padding: Any) -> Image.Image:
-    """The picture in the upper left corner of a square of `size`."""
+    """The image in the upper left corner of a square of `size`."""
     if image.size == (size, size):
         return image
     square = Image.new(image.mode, (size, size), padding)
@@ -151,8 +151,8 @@ def _padded(image: Image.Image, size: int, padding: Any) -> Image.Image:
     return square
 
 
-def distorted(image: Image.Image, strength: float) -> Image.Image:
-    """Brightness, contrast, saturation and hue changed, each in half of the pictures.
+def photometric_distortion(image: Image.Image, strength: float) -> Image.Image:
+    """Brightness, contrast, saturation and hue changed, each in half of the images.
 
     Source: PhotoMetricDistortion of mmsegmentation, whose ranges are those of strength 0.5: brightness +-32 of 255,
     contrast and saturation 0.5 to 1.5, hue +-36 degrees. Contrast comes before or after the changes of hue.

@@ -1,4 +1,4 @@
-"""Views: from a picture to the tensors that a stage learns from or is scored on; normalising; mixing.
+"""Views: from an image to the tensors that a stage learns from or is scored on; normalising; mixing.
 
 A view runs on one sample in a loader's worker and draws only from the global generators of Python, NumPy and
 torch, which the sampler has seeded for this image. It hands over uint8 (C, H, W): a quarter of the bytes, and
@@ -31,7 +31,7 @@ from torchvision.transforms import functional as vision
 from bench.config.schema import Model, Protocol, Recipe
 from bench.data.source import Sample
 from bench.errors import BenchError
-from bench.pipeline.color_jitter import Box, draw_jitter, jittered_cut
+from bench.pipeline.color_jitter import Box, draw_jitter, jitter_and_crop
 
 View = Callable[[Sample], dict[str, Any]]
 Triple = tuple[float, float, float]
@@ -71,10 +71,10 @@ def crop_flip_jitter(recipe: Recipe, model: Model, protocol: Protocol) -> View:
 
 
 def two_views(recipe: Recipe, model: Model, protocol: Protocol, *, token_size: int | None = None) -> View:
-    """The view for BEiT: the picture for the student and the same crop, smaller, for the tokenizer.
+    """The view for BEiT: the image for the student and the same crop, smaller, for the tokenizer.
 
     Adds "token_image": uint8 (C, token_size, token_size), resampled from the same box by Lanczos; half the image
-    size unless given. It is of the jittered and flipped picture, too.
+    size unless given. It is of the jittered and flipped image, too.
     Source: RandomResizedCropAndInterpolationWithTwoPic (B: transforms.py).
     """
     return _PretrainView(
@@ -113,7 +113,7 @@ class RandomCrop:
     """A box of random area and aspect, resized to a square: the crop of Inception, as in timm."""
 
     size: int
-    scale: tuple[float, float]  # share of the picture's area
+    scale: tuple[float, float]  # share of the image's area
     ratio: tuple[float, float]  # width / height
     resampling: Image.Resampling
 
@@ -126,14 +126,14 @@ class RandomCrop:
         return cls(size, recipe.crop_scale, recipe.crop_ratio, RESAMPLING[recipe.interpolation])
 
     def box(self, image: Image.Image) -> Box:
-        """Draw a box; all of the picture when it has too few pixels to cut a part from."""
+        """Draw a box; all of the image when it has too few pixels to cut a part from."""
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
         if not height or not width:
             return 0, 0, image.width, image.height
         return left, top, left + width, top + height
 
-    def resized(self, image: Image.Image) -> Image.Image:
-        """The picture at the size of the view."""
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image at the size of the view."""
         return image.resize((self.size, self.size), self.resampling)
 
 
@@ -147,7 +147,7 @@ class _TrainView:
     std: Triple
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
-        image = self.crop.resized(sample["image"].crop(self.crop.box(sample["image"])))
+        image = self.crop.resize(sample["image"].crop(self.crop.box(sample["image"])))
         if coin(self.flip):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.augment:
@@ -170,12 +170,12 @@ class _PretrainView:
         jitter = draw_jitter(self.jitter)  # drawn in the authors' order: jitter, flip, box
         flipped = coin(self.flip)
         left, top, right, bottom = self.crop.box(image)
-        if flipped:  # cutting the mirrored box and turning the cut is turning the picture first, but cheaper
+        if flipped:  # cutting the mirrored box and turning the cut is turning the image first, but cheaper
             left, right = image.width - right, image.width - left
-        cut = jittered_cut(image, (left, top, right, bottom), jitter)
+        cut = jitter_and_crop(image, (left, top, right, bottom), jitter)
         if flipped:
             cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        views = {"image": as_tensor(self.crop.resized(cut)), "label": sample["label"]}
+        views = {"image": as_tensor(self.crop.resize(cut)), "label": sample["label"]}
         if self.token_size:
             small = cut.resize((self.token_size, self.token_size), Image.Resampling.LANCZOS)
             views["token_image"] = as_tensor(small)
@@ -201,7 +201,7 @@ def coin(probability: float) -> bool:
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """An RGB picture as uint8 (C, H, W)."""
+    """An RGB image as uint8 (C, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -228,7 +228,7 @@ def _augment(recipe: Recipe, protocol: Protocol) -> Callable[[Image.Image], Imag
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """timm's, and black for 0 bits, as Pillow had it when DeiT was trained.
 
-    Magnitude 10, which m9-mstd0.5 reaches in one of 700 pictures, asks for 0 bits; Pillow 13 raises an error there.
+    Magnitude 10, which m9-mstd0.5 reaches in one of 700 images, asks for 0 bits; Pillow 13 raises an error there.
     """
     return posterize(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
 

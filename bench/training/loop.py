@@ -27,7 +27,7 @@ from bench.launch.distributed import share_buffers
 from bench.launch.settings import Settings
 from bench.launch.signals import Interrupted, Stop
 from bench.methods.objective import Objective
-from bench.pipeline.dataloader import Batch, Images, View, load, loader, ready
+from bench.pipeline.dataloader import Batch, Images, View, load_batches, loader, move_and_normalise
 from bench.pipeline.sampler import Batches, is_paired
 from bench.runs.reference_curves import Watch
 from bench.runs.run import Run
@@ -250,14 +250,14 @@ class Trainer:
         """A meter that knows what one image costs, counted on two of the stage's first images."""
         draws = self.batches.micro_batches(0)[0]
         pair = [draws[0], draws[len(draws) // 2]]  # they are mixed with each other, if images are mixed
-        batch = next(load(self.material.source, self.material.view, [pair], seed=self.stage.seed))
+        batch = next(load_batches(self.material.source, self.material.view, [pair], seed=self.stage.seed))
         device, recipe = self.accelerator.device, self.recipe
         meter = Meter(
             images_per_step=recipe.batch_size,
             processes=self.accelerator.num_processes,
             scaled=self.update.scaler.is_enabled(),
         )
-        batch = ready(batch, device, self.stage.protocol)
+        batch = move_and_normalise(batch, device, self.stage.protocol)
         self.objective.train()
         meter.flops_per_image = flops_per_image(
             self.objective, batch, precision=recipe.precision, batch_size=recipe.batch_size

@@ -18,7 +18,7 @@ from bench.launch.settings import Settings
 from bench.methods.objective import Objective
 from bench.models.dropout import replace_dropouts, seed_dropout
 from bench.models.sync_batchnorm import share_batch_norms
-from bench.pipeline.dataloader import Batch, ready
+from bench.pipeline.dataloader import Batch, move_and_normalise
 from bench.seeding import derive, seed_all
 from bench.training.ema import AveragedWeights
 from bench.training.optim import UNDECAYED, Rates, build, parameter_groups, set_rates
@@ -106,7 +106,7 @@ class Update:
         """A micro-batch on the device, standardised, with all that is random about it decided by place and step."""
         seed, batch_size = self.stage.seed, self.recipe.batch_size
         seed_dropout(self.objective, seed=seed, step=step, positions=batch["position"])
-        batch = ready(batch, self.accelerator.device, self.stage.protocol)
+        batch = move_and_normalise(batch, self.accelerator.device, self.stage.protocol)
         return self.objective.prepare(batch, seed=seed, step=step, batch_size=batch_size)
 
     def _apply(self, count: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bench.cli.app import app
 from bench.data import duplicates
-from bench.data.duplicates import Looks, Pair, look, pairs
+from bench.data.duplicates import Fingerprints, Pair, find_pairs, fingerprint
 
 TASK = """
 dataset = "folder"
@@ -34,7 +34,7 @@ def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def animals(tmp_path_factory) -> Path:
-    """Twelve pictures to learn from and eight to be scored on, of cats and dogs."""
+    """Twelve images to learn from and eight to be scored on, of cats and dogs."""
     root = tmp_path_factory.mktemp("data") / "animals"
     for split, number in (("train", 12), ("val", 8)):
         for i in range(number):
@@ -87,13 +87,13 @@ def test_a_half_copied_split_names_what_is_missing(bench, copy):
 
 
 @pytest.mark.parametrize("decode", ["all", "2"])
-def test_damaged_pictures_are_named(bench, copy, decode):
+def test_damaged_images_are_named(bench, copy, decode):
     for name in ("cat/p1", "dog/p6"):
         path = copy / f"val/{name}.jpg"
         path.write_bytes(path.read_bytes()[:500])
     done = bench("check", copy, "--decode", decode)
     assert done.exit_code == 4
-    assert "pets/val: 2 pictures cannot be read" in done.output
+    assert "pets/val: 2 images cannot be read" in done.output
     for name in ("cat/p1.jpg", "dog/p6.jpg"):
         assert f"  {name}: " in done.output
         assert "truncated" in done.output.lower()
@@ -107,10 +107,10 @@ def test_data_that_are_not_there_are_told_apart_from_data_that_are(bench, copy):
     assert "12 of 12" in done.output
 
 
-def test_a_number_of_pictures_that_is_none_is_refused(bench, animals):
+def test_a_number_of_images_that_is_none_is_refused(bench, animals):
     done = bench("check", animals, "--decode", "some")
     assert done.exit_code == 2
-    assert "--decode some: write a number of pictures, or all" in done.output
+    assert "--decode some: write a number of images, or all" in done.output
 
 
 def test_an_index_is_made_once(bench, animals, monkeypatch):
@@ -133,12 +133,12 @@ def test_the_files_of_two_copies_can_be_compared(bench, animals, copy, tmp_path)
     assert len(first) == 12
 
 
-def test_separate_pictures_are_no_leak(bench, animals):
+def test_separate_images_are_no_leak(bench, animals):
     done = bench("leaks", animals)
-    assert (done.exit_code, done.output) == (0, "no picture is there twice\n")
+    assert (done.exit_code, done.output) == (0, "no image is there twice\n")
 
 
-def test_a_picture_that_is_also_learnt_from_is_found_and_named(bench, copy):
+def test_an_image_that_is_also_learnt_from_is_found_and_named(bench, copy):
     shutil.copy(copy / "train/cat/p1.jpg", copy / "val/cat/again.jpg")
     Image.open(copy / "train/dog/p8.jpg").resize((40, 30)).save(copy / "val/dog/small.png")
     shutil.copy(copy / "val/dog/p5.jpg", copy / "val/dog/twin.jpg")
@@ -152,7 +152,7 @@ def test_a_picture_that_is_also_learnt_from_is_found_and_named(bench, copy):
     assert "3 pairs: 2 with the same pixels, 1 nearly the same" in bench("leaks", copy).output
 
 
-def test_scored_pictures_are_found_among_the_data_of_another_task(bench, copy, animals, tmp_path):
+def test_scored_images_are_found_among_the_data_of_another_task(bench, copy, animals, tmp_path):
     (tmp_path / "tasks/web.toml").write_text(TASK)
     shutil.copy(copy / "val/cat/p2.jpg", copy / "train/dog/from-the-web.jpg")
     done = bench("leaks", animals, "--against", "web", "--data-dir", f"web={copy}", "--json")
@@ -162,22 +162,22 @@ def test_scored_pictures_are_found_among_the_data_of_another_task(bench, copy, a
     assert ("web/val: cat/p1.jpg", "pets/val: cat/p1.jpg") in found  # a copy holds all of them
 
 
-def test_pictures_looked_at_before_are_not_decoded_again(bench, animals, monkeypatch):
+def test_images_looked_at_before_are_not_decoded_again(bench, animals, monkeypatch):
     bench("leaks", animals)
-    monkeypatch.setattr(duplicates, "look", lambda picture: pytest.fail("decoded a second time"))
+    monkeypatch.setattr(duplicates, "fingerprint", lambda picture: pytest.fail("decoded a second time"))
     assert bench("leaks", animals).exit_code == 0
 
 
-def seen(images: list[Image.Image]) -> Looks:
-    return Looks(*(np.stack(column) for column in zip(*map(look, images), strict=True)))
+def seen(images: list[Image.Image]) -> Fingerprints:
+    return Fingerprints(*(np.stack(column) for column in zip(*map(fingerprint, images), strict=True)))
 
 
-def test_scaled_and_encoded_pictures_look_the_same_and_others_do_not(tmp_path):
+def test_scaled_and_encoded_images_look_the_same_and_others_do_not(tmp_path):
     changed = []
     for seed in range(20):
         picture(seed).resize((50, 40)).save(tmp_path / "p.jpg", quality=50)
         changed.append(Image.open(tmp_path / "p.jpg").convert("RGB"))
-    found = pairs(seen([picture(seed) for seed in range(20)]), seen(changed), 6)
+    found = find_pairs(seen([picture(seed) for seed in range(20)]), seen(changed), 6)
     assert {(pair.left, pair.right, pair.exact) for pair in found} == {(i, i, False) for i in range(20)}
 
 
@@ -189,14 +189,16 @@ def test_the_search_finds_what_a_search_through_all_pairs_finds():
 
     def made(hashes, first):
         numbers = np.arange(first, first + len(hashes), dtype=np.uint64)
-        return Looks(np.tile(numbers.view(np.uint8).reshape(-1, 8), 2), hashes, np.zeros((len(hashes), 256), np.uint8))
+        return Fingerprints(
+            np.tile(numbers.view(np.uint8).reshape(-1, 8), 2), hashes, np.zeros((len(hashes), 256), np.uint8)
+        )
 
     for bits in (0, 3, 6):
-        found = {(pair.left, pair.right, pair.bits) for pair in pairs(made(left, 0), made(right, 1000), bits)}
+        found = {(pair.left, pair.right, pair.bits) for pair in find_pairs(made(left, 0), made(right, 1000), bits)}
         apart = [[int(a ^ b).bit_count() for b in right] for a in left]
         assert found == {(i, j, apart[i][j]) for i in range(300) for j in range(300) if apart[i][j] <= bits}
 
 
-def test_plain_pictures_of_different_grey_are_not_the_same():
+def test_plain_images_of_different_grey_are_not_the_same():
     plain = seen([Image.new("RGB", (20, 20), (grey,) * 3) for grey in (0, 100, 103)])
-    assert pairs(plain, None, 6) == [Pair(1, 2, False, 0)]
+    assert find_pairs(plain, None, 6) == [Pair(1, 2, False, 0)]

@@ -42,7 +42,7 @@ def names(split) -> list[str]:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_each_picture_comes_with_its_map_renumbered_once(root, split):
+def test_each_image_comes_with_its_map_renumbered_once(root, split):
     found = source(root, split)
     written = list(layouts.scenes(split))
     assert names(found) == [name for name, _, _ in written]
@@ -62,16 +62,16 @@ def test_both_layouts_are_the_same_data(tmp_path):
     assert splits.root_of(first) == splits.root_of(second)
 
 
-def test_there_are_150_classes_and_no_class_of_a_picture(root):
+def test_there_are_150_classes_and_no_class_of_an_image(root):
     found = source(root)
     assert (len(CLASSES), len(set(CLASSES)), CLASSES[0], CLASSES[149]) == (150, 150, "wall", "flag")
     assert set(found.labels()) == {-1}
 
 
-def test_the_files_are_all_pictures_and_all_maps(root):
+def test_the_files_are_all_images_and_all_maps(root):
     pieces = source(root).files()
     assert len({piece.id for piece in pieces}) == len(pieces) == 6
-    assert sorted(piece.index for piece in pieces) == [0, 0, 1, 1, 2, 2]
+    assert sorted(piece.image for piece in pieces) == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_changed_map_changes_the_identity_of_the_bytes(home):
@@ -98,11 +98,11 @@ def covering(label: int, size: tuple[int, int] = (40, 36), mode: str = "L") -> b
     ("content", "said"),
     [
         (covering(151), "ADE_val_00000001.png has the label 151; there are 0, for no class, and 1 to 150"),
-        (covering(3, (20, 18)), r"ADE_val_00000001.png is 20 x 18 pixels, but its picture is 40 x 36"),
-        (covering(3, (36, 40)), r"36 x 40 pixels, but its picture is 40 x 36"),
-        (covering(3, mode="RGB"), "ADE_val_00000001.png is a picture of mode RGB; a label map has one number a pixel"),
-        (covering(3, mode="LA"), "a picture of mode LA"),
-        (covering(3)[:40], "ADE_val_00000001.png is no label map that can be read"),
+        (covering(3, (20, 18)), r"ADE_val_00000001.png is 20 x 18 pixels, but its image is 40 x 36"),
+        (covering(3, (36, 40)), r"36 x 40 pixels, but its image is 40 x 36"),
+        (covering(3, mode="RGB"), "ADE_val_00000001.png is an image of mode RGB; a label map has one number a pixel"),
+        (covering(3, mode="LA"), "an image of mode LA"),
+        (covering(3)[:40], "ADE_val_00000001.png cannot be read as a label map"),
     ],
 )
 def test_a_map_that_cannot_be_is_named_when_it_is_read(home, content, said):
@@ -137,10 +137,10 @@ def test_swapped_folders_are_recognised(home):
             "ADE_val_00000002.png",
             r"1 of 3 files of .*images/validation have no label map .*_00000002.jpg",
         ),
-        ("images", "ADE_val_00000002.jpg", r"1 of 3 files of .*annotations/validation have no picture .*_00000002.png"),
+        ("images", "ADE_val_00000002.jpg", r"1 of 3 files of .*annotations/validation have no image .*_00000002.png"),
     ],
 )
-def test_a_picture_without_map_and_the_reverse_are_named(home, kind, name, said):
+def test_an_image_without_map_and_the_reverse_are_named(home, kind, name, said):
     (home / kind / "validation" / name).unlink()
     with pytest.raises(BenchError, match=said):
         source(home)
@@ -154,9 +154,9 @@ def test_maps_saved_as_jpeg_are_refused(home):
         source(home)
 
 
-def test_a_damaged_picture_is_named_or_left_out_with_its_map(home):
+def test_a_damaged_image_is_named_or_left_out_with_its_map(home):
     write(home / "images/validation/ADE_val_00000002.jpg", jpeg(0, (200, 200))[:2000])
-    with pytest.raises(BenchError, match=r"ADE_val_00000002.jpg is no picture that can be read"):
+    with pytest.raises(BenchError, match=r"ADE_val_00000002.jpg cannot be read as an image"):
         source(home)[1]
     left = source(home, max_unreadable=1)
     assert names(left) == ["ADE_val_00000001", "ADE_val_00000003"]

@@ -1,4 +1,4 @@
-"""CIFAR is the same pictures in each version, pickles are refused, and a file that is not whole is named."""
+"""CIFAR is the same images in each version, pickles are refused, and a file that is not whole is named."""
 
 import pickle
 
@@ -37,7 +37,7 @@ def source(root, split="train", classes=100, **options):
 @pytest.mark.parametrize("classes", [100, 10])
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("layout", CIFAR)
-def test_every_picture_has_the_pixels_and_the_fine_label_it_was_written_with(made, layout, split, classes):
+def test_every_image_has_the_pixels_and_the_fine_label_it_was_written_with(made, layout, split, classes):
     found = source(made[layout, classes], split, classes)
     written = layouts.cifar_pictures("test" if split == "val" else split, classes)
     if layout == "folders":  # in the order of the classes
@@ -49,7 +49,7 @@ def test_every_picture_has_the_pixels_and_the_fine_label_it_was_written_with(mad
         assert np.array_equal(found[index]["image"], pixels)
 
 
-def test_pictures_have_the_same_names_in_the_binary_version_and_in_parquet(made):
+def test_images_have_the_same_names_in_the_binary_version_and_in_parquet(made):
     first, second = (source(made[layout, 100]) for layout in ("binary", "parquet"))
     assert [first.name(i) for i in range(len(first))] == [second.name(i) for i in range(len(second))]
     assert first.name(7) == "train/00007"
@@ -97,9 +97,7 @@ def test_pickles_are_refused_unread_with_the_download_that_works(tmp_path, folde
 def test_a_file_cut_short_is_named(tmp_path):
     path = cifar_binary(tmp_path) / "cifar-100-binary/train.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(
-        BenchError, match=r"train.bin holds 614,799 bytes, which is no whole number of records of 3,074"
-    ):
+    with pytest.raises(BenchError, match=r"train.bin has 614,799 bytes, which is no whole number of records of 3,074"):
         source(tmp_path)
 
 
@@ -114,12 +112,12 @@ def test_a_label_that_there_is_not_is_named(tmp_path):
     data = bytearray(path.read_bytes())
     data[5 * 3074 + 1] = 100
     path.write_bytes(data)
-    with pytest.raises(BenchError, match=r"test.bin: picture 5 has the label 100; CIFAR-100 has 0 to 99"):
+    with pytest.raises(BenchError, match=r"test.bin: image 5 has the label 100; CIFAR-100 has 0 to 99"):
         source(tmp_path, "val")
 
 
 def test_the_other_cifar_is_not_taken_for_this_one(made, tmp_path):
-    with pytest.raises(BenchError, match="holds CIFAR-10, but CIFAR-100 is asked for"):
+    with pytest.raises(BenchError, match="holds CIFAR-10, but the task needs CIFAR-100"):
         source(made["binary", 10])
     with pytest.raises(BenchError, match=r"the columns are img, label; CIFAR-100 has img and fine_label|10 classes in"):
         source(made["parquet", 10])

@@ -1,4 +1,4 @@
-"""Pictures in folders are read as torchvision reads them, and every mistake in them is named."""
+"""Images in folders are read as torchvision reads them, and every mistake in them is named."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from bench.errors import BenchError
 
 
 def paint(path: Path, seed: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB", **options) -> Path:
-    """A small noisy picture in a file."""
+    """A small noisy image in a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, **options)
@@ -65,7 +65,7 @@ def test_files_classes_and_order_are_those_of_torchvision(animals):
 
 
 def odd_pictures(folder: Path) -> None:
-    """One picture of each kind that people have."""
+    """One image of each kind that people have."""
     for mode in ("RGBA", "L", "P", "CMYK", "1", "LA"):
         paint(folder / f"{mode}.{'tiff' if mode == 'CMYK' else 'png'}", mode=mode)
     paint(folder / "cmyk.jpg", mode="CMYK")
@@ -79,7 +79,7 @@ def odd_pictures(folder: Path) -> None:
     paint(folder / "turned.jpg", size=(12, 8), exif=exif)
 
 
-def test_every_kind_of_picture_has_the_pixels_that_torchvision_gives(tmp_path):
+def test_every_kind_of_image_has_the_pixels_that_torchvision_gives(tmp_path):
     odd_pictures(tmp_path / "train/odd")
     theirs = ImageFolder(str(tmp_path / "train"))
     ours = source(tmp_path)
@@ -117,23 +117,23 @@ def test_a_class_that_val_lacks_is_named(animals):
 
 def test_an_empty_class_folder_is_named(animals):
     (animals / "train/bird").mkdir()
-    with pytest.raises(BenchError, match="no readable pictures in the class folder bird"):
+    with pytest.raises(BenchError, match="no readable images in the class folder bird"):
         source(animals)
 
 
 def damaged(folder: Path) -> dict[str, str]:
-    """Four files that are no pictures, and what is to be said of them."""
+    """Four files that are no images, and what is to be said of them."""
     (folder / "text.jpg").write_text("this is a shopping list")
     (folder / "zero.png").write_bytes(b"")
     whole = paint(folder / "half.jpg", size=(200, 200)).read_bytes()
     (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "gone.jpg").symlink_to(folder / "nowhere")
-    return {"text.jpg": "not a picture", "zero.png": "zero bytes", "half.jpg": "truncated", "gone.jpg": "No such file"}
+    return {"text.jpg": "not an image", "zero.png": "zero bytes", "half.jpg": "truncated", "gone.jpg": "No such file"}
 
 
 def test_unreadable_files_are_an_error_that_names_each_and_why(animals):
     expected = damaged(animals / "train/cat")
-    with pytest.raises(BenchError, match=r"4 of 34 pictures cannot be read.*--max-unreadable 4") as error:
+    with pytest.raises(BenchError, match=r"4 of 34 images cannot be read.*--max-unreadable 4") as error:
         source(animals, max_unreadable=3)
     for name, why in expected.items():
         assert f"cat/{name} (" in str(error.value)
@@ -147,13 +147,13 @@ def test_unreadable_files_within_the_allowance_are_left_out_and_reported(animals
         left = source(animals, max_unreadable=4)
     assert names(left) == names(whole)
     assert left.identity() == whole.identity()
-    assert "cat/text.jpg (not a picture)" in caplog.text
+    assert "cat/text.jpg (not an image)" in caplog.text
 
 
 def test_a_class_of_which_no_file_can_be_read_is_empty(animals):
     (animals / "train/bird").mkdir()
     (animals / "train/bird/0.jpg").write_text("tweet")
-    with pytest.raises(BenchError, match="no readable pictures in the class folder bird"):
+    with pytest.raises(BenchError, match="no readable images in the class folder bird"):
         source(animals, max_unreadable=1)
 
 
@@ -194,7 +194,7 @@ def test_a_file_damaged_after_listing_is_named_when_it_is_read(animals):
         train[3]
 
 
-def test_the_identity_says_what_the_pictures_are_and_not_where(animals, tmp_path):
+def test_the_identity_says_what_the_images_are_and_not_where(animals, tmp_path):
     before = source(animals).identity()
     moved = shutil.move(animals, tmp_path / "elsewhere")
     assert source(moved).identity() == before
@@ -203,7 +203,7 @@ def test_the_identity_says_what_the_pictures_are_and_not_where(animals, tmp_path
 
 
 @pytest.mark.parametrize("change", ["relabelled", "resized"])
-def test_the_identity_changes_with_the_pictures(animals, change):
+def test_the_identity_changes_with_the_images(animals, change):
     before = source(animals).identity()
     if change == "relabelled":
         os.rename(animals / "train/cat/05.png", animals / "train/dog/05.png")
@@ -212,7 +212,7 @@ def test_the_identity_changes_with_the_pictures(animals, change):
     assert source(animals).identity() != before
 
 
-def test_unlabelled_pictures_come_from_any_tree(animals, tmp_path):
+def test_unlabelled_images_come_from_any_tree(animals, tmp_path):
     paint(tmp_path / "loose/a.jpg")
     paint(tmp_path / "loose/x/y/b.png")
     loose = source(animals, "unlabelled", path=str(tmp_path / "loose"))
@@ -220,13 +220,13 @@ def test_unlabelled_pictures_come_from_any_tree(animals, tmp_path):
     assert (loose.classes, loose[1]["label"]) == ((), -1)
 
 
-def test_without_unlabelled_pictures_those_of_train_are_taken_and_never_those_of_val(animals):
+def test_without_unlabelled_images_those_of_train_are_taken_and_never_those_of_val(animals):
     unlabelled = source(animals, "unlabelled")
     assert names(unlabelled) == names(source(animals))
     assert set(unlabelled.labels()) == {-1}
 
 
-def test_a_description_of_unlabelled_pictures_opens_them_again_wherever_they_lie(animals, tmp_path):
+def test_a_description_of_unlabelled_images_opens_them_again_wherever_they_lie(animals, tmp_path):
     paint(tmp_path / "loose/x/a.jpg")
     data = splits.describe(SplitRequest("folder", "unlabelled", str(animals), {"path": str(tmp_path / "loose")}))
     again = splits.open_source(SplitRequest(data.dataset, data.split, root=data.root, options=data.options))
@@ -250,7 +250,7 @@ def test_a_folder_minival_is_taken_as_it_is(animals):
 
 def test_a_class_too_small_for_a_minival_is_named(animals):
     paint(animals / "train/bird/0.png")
-    with pytest.raises(BenchError, match=r"bird: 1 picture\(s\) are too few"):
+    with pytest.raises(BenchError, match=r"bird: 1 image\(s\) are too few"):
         source(animals, "minival", minival_fraction=0.1)
 
 
@@ -290,7 +290,7 @@ def test_a_description_says_how_many_images_and_which(animals):
         (lambda root: paint(root / "train/a/0.jpg"), "minival", "or set minival_fraction"),
         (lambda root: paint(root / "test/a/0.jpg"), "val", "has no folder val; it has test"),
         (lambda root: paint(root / "val/a/0.jpg"), "val", "train: No such file"),
-        (lambda root: (root / "x").mkdir(parents=True), "unlabelled", "no pictures in it"),
+        (lambda root: (root / "x").mkdir(parents=True), "unlabelled", "no images in it"),
     ],
 )
 def test_a_folder_that_is_not_laid_out_as_expected_says_what_is_missing(tmp_path, make, split, message):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bench.cli.requests import roots
 from bench.data import splits
-from bench.data.readers.wordnet import classes_of, words
+from bench.data.readers.wordnet import english_names, read_classes
 from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 
@@ -50,7 +50,7 @@ def names(split) -> list[str]:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_same_pictures_are_the_same_split_in_every_layout(made, split):
+def test_the_same_images_are_the_same_split_in_every_layout(made, split):
     first, *others = (source(root, split) for root in made.values())
     for other in others:
         assert names(other) == names(first)
@@ -61,7 +61,7 @@ def test_the_same_pictures_are_the_same_split_in_every_layout(made, split):
 
 
 @pytest.mark.parametrize("layout", IMAGENET)
-def test_every_picture_has_the_pixels_and_the_label_it_was_written_with(made, layout):
+def test_every_image_has_the_pixels_and_the_label_it_was_written_with(made, layout):
     for split in ("train", "val"):
         found = source(made[layout], split)
         written = {photo.name: photo for photo in layouts.photos(split)}
@@ -83,13 +83,13 @@ def test_kinds_of_jpeg_that_imagenet_holds_become_rgb(copy):
 
 
 def test_the_classes_are_the_sorted_wordnet_ids():
-    thousand, all_of_them = classes_of("imagenet1k", None), classes_of("imagenet22k", None)
+    thousand, all_of_them = read_classes("imagenet1k", None), read_classes("imagenet22k", None)
     assert (len(thousand.ids), len(all_of_them.ids)) == (1000, 21841)
     assert list(thousand.ids) == sorted(thousand.ids)
     assert thousand.rank["n01440764"] == 0
     assert thousand.rank["n15075141"] == 999
-    assert [words()[name] for name in WORDNET_IDS] == list(ENGLISH)
-    assert classes_of("n02119789, n01440764", None).ids == ("n01440764", "n02119789")
+    assert [english_names()[name] for name in WORDNET_IDS] == list(ENGLISH)
+    assert read_classes("n02119789, n01440764", None).ids == ("n01440764", "n02119789")
 
 
 def test_a_part_of_the_classes_has_to_be_asked_for(made):
@@ -112,8 +112,8 @@ def test_a_list_of_classes_may_be_a_file_beside_the_data(copy):
         (lambda train: write(train / "n01484850/x.jpg", jpeg(0)), "no class of it: n01484850"),
         (lambda train: (train / "n01443537").rename(train / "n01443538"), "was n01443537 renamed to n01443538"),
         (lambda train: (train / "n01443537").rename(train / "goldfish"), "no class of it: goldfish"),
-        (lambda train: swap(train / "n01443537", train / "n01440764"), r"by its name a picture of n0144\d+"),
-        (lambda train: [path.unlink() for path in (train / "n01443537").iterdir()], "no pictures in the class folder"),
+        (lambda train: swap(train / "n01443537", train / "n01440764"), r"by its name an image of n0144\d+"),
+        (lambda train: [path.unlink() for path in (train / "n01443537").iterdir()], "no images in the class folder"),
     ],
 )
 def test_a_class_folder_too_few_too_many_renamed_or_empty_is_named(copy, spoil, said):
@@ -129,14 +129,14 @@ def swap(one: Path, other: Path) -> None:
     one.with_name("between").rename(other)
 
 
-def test_a_picture_that_lies_in_two_classes_is_named(copy):
+def test_an_image_that_lies_in_two_classes_is_named(copy):
     root = copy("folders")
     shutil.copy(root / "val/n01440764/ILSVRC2012_val_00000001.JPEG", root / "val/n02119789")
-    with pytest.raises(BenchError, match=r"two pictures have the name 'ILSVRC2012_val_00000001' \(.*n01440764.*and"):
+    with pytest.raises(BenchError, match=r"two images have the name 'ILSVRC2012_val_00000001' \(.*n01440764.*and"):
         source(root, "val")
 
 
-def test_pictures_named_in_another_way_keep_their_path(tmp_path):
+def test_images_named_in_another_way_keep_their_path(tmp_path):
     for wordnet_id in WORDNET_IDS:
         write(tmp_path / f"train/{wordnet_id}/0.jpg", jpeg(0))
     assert names(source(tmp_path)) == [f"{wordnet_id}/0.jpg" for wordnet_id in WORDNET_IDS]
@@ -157,11 +157,14 @@ def test_the_archive_of_kaggle_is_found_from_inside(made, below):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda root: (root / "LOC_val_solution.csv").unlink(), "LOC_val_solution.csv, which tells .* is missing"),
-        (lambda root: picture(root, 3).rename(picture(root, 9)), "no class of 1 pictures.*val_00000009"),
-        (lambda root: shutil.copy(picture(root, 3), picture(root, 9)), "no class of 1 pictures.*val_00000009"),
+        (
+            lambda root: (root / "LOC_val_solution.csv").unlink(),
+            "LOC_val_solution.csv, which has their classes, is missing",
+        ),
+        (lambda root: picture(root, 3).rename(picture(root, 9)), "no class for 1 images.*val_00000009"),
+        (lambda root: shutil.copy(picture(root, 3), picture(root, 9)), "no class for 1 images.*val_00000009"),
         (lambda root: table(root, "ImageId,", "Id,"), "its first line should be ImageId,PredictionString"),
-        (lambda root: table(root, "n02119789", "fox"), "line 4: .* names no picture with a WordNet id"),
+        (lambda root: table(root, "n02119789", "fox"), "line 4: .* names no image with a WordNet id"),
         (lambda root: table(root, "val_00000002", "val_00000001"), "line 3: ILSVRC2012_val_00000001 is there twice"),
         (lambda root: table(root, "n02119789", "n01440764"), r"it lacks 1: n02119789 \(kit fox\)"),
     ],
@@ -192,7 +195,7 @@ def table(root: Path, old: str, new: str) -> None:
 
 
 def test_the_test_split_is_refused_because_it_has_no_labels(made):
-    with pytest.raises(BenchError, match="the test split of ImageNet has no labels that are public"):
+    with pytest.raises(BenchError, match="the labels of ImageNet's test split are not public"):
         source(made["parquet"], "test")
 
 
@@ -213,9 +216,9 @@ def test_an_unknown_split_offers_those_there_are(made):
             {"label": 1},
             r"_n01440764.JPEG has the label 1, which is n01443537 \(goldfish\), but its name says n01440764",
         ),
-        ({"label": 3}, "the label 3 is none; the list of classes has 0 to 2"),
+        ({"label": 3}, "there is no label 3; the list of classes has 0 to 2"),
         ({"column": "pixels"}, "the columns are pixels, label; an image and a label are needed"),
-        ({"path": "ILSVRC2012_val_00000001.JPEG"}, "two pictures have the name 'ILSVRC2012_val_00000001'"),
+        ({"path": "ILSVRC2012_val_00000001.JPEG"}, "two images have the name 'ILSVRC2012_val_00000001'"),
     ],
 )
 def test_a_table_whose_classes_labels_or_names_cannot_be_is_refused(tmp_path, change, said):
@@ -298,17 +301,17 @@ def test_the_minival_is_a_part_of_each_class_that_train_then_lacks(made):
         source(made["shards"], "minival")
 
 
-def test_a_damaged_picture_is_named_when_it_is_met_or_left_out_when_that_is_allowed(copy):
+def test_a_damaged_image_is_named_when_it_is_met_or_left_out_when_that_is_allowed(copy):
     root = copy("folders")
     path = write(root / "train/n01443537/n01443537_9.JPEG", jpeg(0, (200, 200))[:3000])
     found = source(root)
-    with pytest.raises(BenchError, match=r"n01443537_9.JPEG is no picture that can be read"):
+    with pytest.raises(BenchError, match=r"n01443537_9.JPEG cannot be read as an image"):
         found[names(found).index("n01443537_9")]
     left = source(root, max_unreadable=1)
     assert names(left) == [name for name in names(found) if name != "n01443537_9"]
     assert list(left.unreadable) == ["n01443537_9"]
     write(path.with_name("n01443537_8.JPEG"), b"")
-    with pytest.raises(BenchError, match="2 pictures cannot be read, more than --max-unreadable 1"):
+    with pytest.raises(BenchError, match="2 images cannot be read, more than --max-unreadable 1"):
         source(root, max_unreadable=1)
 
 

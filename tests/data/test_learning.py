@@ -124,7 +124,7 @@ def test_a_partial_list_of_classes_is_a_matter_of_the_task_alone(home, tmp_path)
         plan_of(home, data, IMAGENET_TASK | {"options": ""})
 
 
-def test_pictures_without_labels_are_for_tasks_on_folders(home, tmp_path):
+def test_images_without_labels_are_for_tasks_on_folders(home, tmp_path):
     (home / "real.toml").write_text(TASK.format(**IMAGENET_TASK).replace('supervised_task = "home"', ""))
     study = Study(name="small", arms=(Arm(method="data2vec"),), tasks=("real",), size="nano")
     asked = Request(study=study, places=(home,), roots={"": str(IMAGENET["folders"](tmp_path))}, unlabelled="x")

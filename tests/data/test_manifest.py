@@ -33,7 +33,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def animals(tmp_path) -> Path:
-    """Four pictures in each of two classes, in train and val."""
+    """Four images in each of two classes, in train and val."""
     root = tmp_path / "animals"
     for split in ("train", "val"):
         for number in range(8):
@@ -67,7 +67,7 @@ def flip_a_bit(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
-def test_one_bit_of_one_picture_changes_the_root_hash(animals):
+def test_one_bit_of_one_image_changes_the_root_hash(animals):
     before = described(animals)
     flip_a_bit(animals / "train/cat/p_01.png")
     after = described(animals)
@@ -124,7 +124,7 @@ def test_bytes_that_change_behind_the_time_of_change_are_found_by_reading_anew(a
     os.utime(path, ns=(0, path.stat().st_mtime_ns - 1))
     assert splits.manifest_of(source) == before
     assert splits.manifest_of(source, anew=True) != before
-    assert "not the bytes that were read before" in caplog.text
+    assert "the bytes differ from those read before" in caplog.text
 
 
 def test_a_reading_that_was_stopped_goes_on(animals, monkeypatch):
@@ -248,7 +248,7 @@ def test_an_image_that_is_missing_from_a_shard_is_named(tmp_path):
         splits.describe(SplitRequest("imagenet", "val", str(root), {"classes": layouts.CLASSES}, expected=expected))
 
 
-def test_a_picture_that_changed_since_the_plan_stops_the_stage(animals):
+def test_an_image_that_changed_since_the_plan_stops_the_stage(animals):
     data = described(animals)
     assert len(worker.source(data, Settings())) == 8
     flip_a_bit(animals / "train/cat/p_01.png")

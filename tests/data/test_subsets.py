@@ -10,7 +10,7 @@ from bench.config.stage import Data, digest
 from bench.data import splits
 from bench.data.manifest import Piece
 from bench.data.splits import SplitRequest
-from bench.data.subsets import labelled, limited
+from bench.data.subsets import labelled_subset, limited_subset
 from bench.errors import BenchError
 from bench.planning.planner import plan_with_history
 from bench.planning.request import DataProbe, Request
@@ -38,7 +38,7 @@ class Letters:
         return "letters"
 
     def files(self):
-        pictures = [Piece(self.name(index), self.name(index), 1, 0, index=index) for index in range(100)]
+        pictures = [Piece(self.name(index), self.name(index), 1, 0, image=index) for index in range(100)]
         return [*pictures, Piece("table.csv", "table.csv", 1, 0)]
 
 
@@ -48,54 +48,54 @@ def names(part) -> list[str]:
 
 @pytest.mark.parametrize(("rule", "each"), [("10%", 1), ("35%", 3), ("2 per class", 2), ("100%", 10), ("12.5 %", 1)])
 def test_classes_are_represented_alike(rule, each):
-    held = Counter(labelled(Letters(), rule).labels())
+    held = Counter(labelled_subset(Letters(), rule).labels())
     assert len(held) == 10
     assert set(held.values()) <= {each, each + 1}
     assert min(held.values()) == each
 
 
 def test_a_share_is_rounded_down_as_in_the_published_lists():
-    assert len(labelled(Letters(), "35.9%")) == 35  # 1 % of ImageNet's 1,281,167 are 12,811
+    assert len(labelled_subset(Letters(), "35.9%")) == 35  # 1 % of ImageNet's 1,281,167 are 12,811
 
 
 def test_the_part_of_seed_0_is_this_one_for_ever():
-    assert digest(names(labelled(Letters(), "1 per class"))) == "dca13b71de8671f61df66965"
+    assert digest(names(labelled_subset(Letters(), "1 per class"))) == "dca13b71de8671f61df66965"
 
 
 def test_another_seed_is_another_part_and_another_identity():
-    first, second = labelled(Letters(), "3 per class"), labelled(Letters(), "3 per class seed 1")
+    first, second = labelled_subset(Letters(), "3 per class"), labelled_subset(Letters(), "3 per class seed 1")
     assert names(first) != names(second)
     assert first.identity() != second.identity()
-    assert names(labelled(Letters(), "3 per class seed 1")) == names(second)
+    assert names(labelled_subset(Letters(), "3 per class seed 1")) == names(second)
 
 
 def test_a_smaller_share_lies_within_a_larger_one():
-    assert set(names(labelled(Letters(), "10%"))) < set(names(labelled(Letters(), "30%")))
+    assert set(names(labelled_subset(Letters(), "10%"))) < set(names(labelled_subset(Letters(), "30%")))
 
 
 def test_a_sample_keeps_its_name_label_and_file():
-    part = labelled(Letters(), "10%")
+    part = labelled_subset(Letters(), "10%")
     for index in range(len(part)):
         image = part[index]["image"]
         assert part.name(index) == Letters().name(image)
         assert part[index]["label"] == part.labels()[index] == image // 10
-    pictures = [piece for piece in part.files() if piece.index >= 0]
+    pictures = [piece for piece in part.files() if piece.image >= 0]
     assert [piece.id for piece in pictures] == names(part)
-    assert [piece.index for piece in pictures] == list(range(10))
+    assert [piece.image for piece in pictures] == list(range(10))
     assert part.files()[-1].id == "table.csv"
 
 
-def listed(tmp_path: Path, *lines: str) -> str:
+def list_file(tmp_path: Path, *lines: str) -> str:
     (tmp_path / "names.txt").write_text("\n".join(lines))
     return f"list:{tmp_path / 'names.txt'}"
 
 
 def test_a_list_takes_the_images_it_names_in_any_spelling(tmp_path):
-    rule = listed(tmp_path, "# published", "b/b_12.JPEG", "a_3.JPEG", "", "j_99")
-    part = labelled(Letters(), rule)
+    rule = list_file(tmp_path, "# published", "b/b_12.JPEG", "a_3.JPEG", "", "j_99")
+    part = labelled_subset(Letters(), rule)
     assert names(part) == ["a/a_3.JPEG", "b/b_12.JPEG", "j/j_99.JPEG"]
     (tmp_path / "elsewhere").mkdir()
-    again = labelled(Letters(), listed(tmp_path / "elsewhere", "j_99.JPEG", "b_12.png", "a_3"))
+    again = labelled_subset(Letters(), list_file(tmp_path / "elsewhere", "j_99.JPEG", "b_12.png", "a_3"))
     assert again.identity() == part.identity()
 
 
@@ -117,7 +117,7 @@ class Alike(Letters):
 )
 def test_a_list_that_does_not_fit_is_refused(tmp_path, source, lines, message):
     with pytest.raises(BenchError, match=message):
-        labelled(source, listed(tmp_path, *lines))
+        labelled_subset(source, list_file(tmp_path, *lines))
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_a_list_that_does_not_fit_is_refused(tmp_path, source, lines, message):
 )
 def test_a_rule_that_cannot_be_met_says_why(rule, message):
     with pytest.raises(BenchError, match=message):
-        labelled(Letters(), rule)
+        labelled_subset(Letters(), rule)
 
 
 def test_a_limit_takes_a_count_or_a_share():
-    assert len(limited(Letters(), 20)) == len(limited(Letters(), 0.2)) == 20
+    assert len(limited_subset(Letters(), 20)) == len(limited_subset(Letters(), 0.2)) == 20
     with pytest.raises(BenchError, match="limit = -1"):
-        limited(Letters(), -1)
+        limited_subset(Letters(), -1)
 
 
 def test_labels_and_limit_go_together():

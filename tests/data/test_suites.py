@@ -38,7 +38,7 @@ def picture() -> bytes:
 
 @pytest.fixture(scope="module")
 def suites(tmp_path_factory, picture) -> Path:
-    """ImageNet-V2, A and R with one picture of each class, as their archives are unpacked."""
+    """ImageNet-V2, A and R with one image of each class, as their archives are unpacked."""
     root = tmp_path_factory.mktemp("suites")
     for number in range(1000):
         write(root / f"imagenetv2-matched-frequency-format-val/{number}/{number:04x}.jpeg", picture)
@@ -93,11 +93,11 @@ def test_a_class_of_a_suite_that_is_missing_is_named(suites, tmp_path, picture):
 
 
 def test_a_suite_that_is_not_there_says_what_is_needed(tmp_path):
-    with pytest.raises(BenchError, match="no imagenet-r; it should hold folders called WordNet ids"):
+    with pytest.raises(BenchError, match="no imagenet-r; it should have folders called WordNet ids"):
         opened("imagenet-r", tmp_path)
     with pytest.raises(BenchError, match="Did you mean imagenet-r"):
         opened("imagenet_r", tmp_path)
-    with pytest.raises(BenchError, match="only scored on: val"):
+    with pytest.raises(BenchError, match="for evaluation only and has val"):
         splits.open_source(SplitRequest("suites", "train", root=str(tmp_path), options={"suite": "imagenet-r"}))
 
 
@@ -281,7 +281,7 @@ def test_real_lies_where_imagenet_lies():
     assert seen["suites"] == "/data/imagenet"
 
 
-def test_a_suite_refuses_models_that_take_other_pictures_or_classes(tmp_path):
+def test_a_suite_refuses_models_that_take_other_images_or_classes(tmp_path):
     text = (TASKS / "imagenet-a.toml").read_text()
     (tmp_path / "small.toml").write_text(text.replace("[protocol]", "[protocol]\nresolution = 160"))
     (tmp_path / "other.toml").write_text(text.replace("classes = 1000", "classes = 10"))

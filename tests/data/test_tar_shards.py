@@ -39,7 +39,7 @@ def sample(key: str, seed: int = 0, label: int = 0, **members: bytes) -> tuple[s
 def test_nothing_is_unpacked_and_the_index_is_made_once(root, cache, monkeypatch):
     first = source(root)
     assert [path.suffix for path in cache.rglob("*") if path.is_file()] == [".npz"]
-    monkeypatch.setattr(tar_shards, "samples", lambda shard: pytest.fail("indexed a second time"))
+    monkeypatch.setattr(tar_shards, "read_samples", lambda shard: pytest.fail("indexed a second time"))
     again = source(root)
     assert again.identity() == first.identity()
     assert np.array_equal(again[7]["image"], first[7]["image"])

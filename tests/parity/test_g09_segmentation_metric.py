@@ -5,7 +5,7 @@ import pytest
 import torch
 from recorded import arrays, exactly, read
 
-from bench.data.datasets.ade20k import without_zero
+from bench.data.datasets.ade20k import reduce_zero_label
 from bench.evaluation.metrics import areas, overlap, total
 
 GOLDEN = "g09_segmentation"
@@ -28,7 +28,7 @@ def measured(golden, facts):
             labels, prediction = inputs[f"{case}.label.{i}"], inputs[f"{case}.pred.{i}"]
             assert list(labels.shape) == size
             if options["reduce_zero_label"]:
-                labels = torch.from_numpy(without_zero(labels.numpy()))
+                labels = torch.from_numpy(reduce_zero_label(labels.numpy()))
             parts.append(areas(prediction, labels, facts["num_classes"], facts["ignore_index"]))
         assert len(parts) == facts["n_images"] > 0
         found[case] = total(parts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from recorded import arrays, read
 
-from bench.pipeline.sampler import Batches, repeated, shuffled
+from bench.pipeline.sampler import Batches, permutation, repeat_indices
 
 GOLDEN = "g10_sampling_and_mixing"
 WHOLE = 256  # the authors round an epoch down to a multiple of this
@@ -29,7 +29,7 @@ def expected(golden):
 def shown(indices, fact, rank, world):
     """What one device sees of `indices`: every world-th entry, as many as there are in whole steps of 256."""
     size = fact["dataset_size"]
-    order = repeated(indices, fact["num_repeats"])
+    order = repeat_indices(indices, fact["num_repeats"])
     order = torch.cat([order, order])[: -(-len(order) // world) * world]  # filled up from its own beginning
     return order[rank::world][: size // WHOLE * WHOLE // world].tolist()
 
@@ -41,7 +41,7 @@ def test_every_device_gets_the_images_of_the_published_sampler(facts, expected):
     for name, rows in expected.items():
         fact, world = facts[name["case"]], int(name["world"])
         size = fact["dataset_size"]
-        indices = torch.arange(size) if name["rank"] else shuffled(int(name["epoch"]), size)
+        indices = torch.arange(size) if name["rank"] else permutation(int(name["epoch"]), size)
         ranks = [int(name["rank"])] if name["rank"] else range(world)
         ours = [shown(indices, fact, rank, world) for rank in ranks]
         assert ours == rows.reshape(len(ours), -1).tolist(), name[0]

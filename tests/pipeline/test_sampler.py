@@ -7,7 +7,7 @@ import torch
 
 from bench.errors import BenchError
 from bench.pipeline.dataloader import loader
-from bench.pipeline.sampler import Batches, micro_batching, order, planned_steps, steps_per_epoch
+from bench.pipeline.sampler import Batches, epoch_order, micro_batching, planned_steps, steps_per_epoch
 
 
 def seen(batches: Batches, step: int) -> list[int]:
@@ -15,16 +15,16 @@ def seen(batches: Batches, step: int) -> list[int]:
 
 
 def test_an_epoch_shows_every_image_once():
-    assert sorted(order(0, 3, 101).tolist()) == list(range(101))
+    assert sorted(epoch_order(0, 3, 101).tolist()) == list(range(101))
 
 
 def test_seeds_and_epochs_have_orders_of_their_own():
-    orders = {tuple(order(seed, epoch, 50).tolist()) for seed in range(5) for epoch in range(5)}
+    orders = {tuple(epoch_order(seed, epoch, 50).tolist()) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
 
 def test_repeated_augmentation_shows_a_third_of_the_images_three_times():
-    shown = order(0, 0, 90, 3)
+    shown = epoch_order(0, 0, 90, 3)
     images, copies = shown.unique(return_counts=True)
     assert len(shown) == 90
     assert len(images) == 30
@@ -67,7 +67,7 @@ def test_an_incomplete_batch_at_the_end_of_an_epoch_is_left_out():
     assert batches.steps_per_epoch == 2
     first_epoch = seen(batches, 0) + seen(batches, 1)
     assert len(set(first_epoch)) == 8
-    assert seen(batches, 2) == order(0, 1, 10)[:4].tolist()
+    assert seen(batches, 2) == epoch_order(0, 1, 10)[:4].tolist()
 
 
 def test_steps_are_rounded_to_whole_ones():

@@ -1,4 +1,4 @@
-"""A picture and its label map are cut, turned and padded together."""
+"""A image and its label map are cut, turned and padded together."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from bench.config.schema import Model, Protocol, Recipe
-from bench.pipeline.segmentation_transforms import distorted, map_eval_view, map_train_view, sizes
+from bench.pipeline.segmentation_transforms import map_eval_view, map_train_view, photometric_distortion, sizes
 from bench.seeding import forked
 
 MODEL = Model(image_size=32, patch_size=8)
@@ -15,7 +15,7 @@ PLAIN = Recipe(interpolation="bilinear")
 
 
 def painted(width: int = 60, height: int = 45) -> dict:
-    """A picture in which red tells the label (0, 40, 80, ... for 0, 1, 2, ...), in blocks of 15 pixels."""
+    """A image in which red tells the label (0, 40, 80, ... for 0, 1, 2, ...), in blocks of 15 pixels."""
     labels = np.add.outer(np.arange(height) // 15 * 4, np.arange(width) // 15).astype(np.uint8)
     pixels = np.stack([labels * 20, labels * 0 + 100, labels * 0 + 200], axis=-1).astype(np.uint8)
     return {"image": Image.fromarray(pixels), "map": labels, "label": -1}
@@ -26,7 +26,7 @@ def seen(view, seed: int, sample: dict | None = None) -> dict:
         return view(sample or painted())
 
 
-def test_picture_and_map_stay_aligned():
+def test_image_and_map_stay_aligned():
     view = map_train_view(PLAIN, MODEL, PROTOCOL)
     agreeing = []
     for seed in range(30):
@@ -52,7 +52,7 @@ def test_what_is_missing_is_padded_with_the_mean_colour_and_ignored():
     assert out["image"][:, -1, -1].tolist() == [124, 116, 104]
 
 
-def test_flip_turns_picture_and_map():
+def test_flip_turns_image_and_map():
     upright, turned = (
         map_train_view(PLAIN.model_copy(update={"flip": p}), MODEL, PROTOCOL, zoom=(1, 1)) for p in (0, 1)
     )
@@ -81,7 +81,7 @@ def test_distortion_stays_within_the_published_ranges():
     values = []
     for seed in range(400):
         with forked(seed):
-            values.append(distorted(grey, 0.5).getpixel((0, 0))[0])
+            values.append(photometric_distortion(grey, 0.5).getpixel((0, 0))[0])
     assert min(values) >= (100 - 32) * 0.5 - 1
     assert max(values) <= (100 + 32) * 1.5
     assert 0.2 < np.mean(np.array(values) == 100) < 0.3  # brightness and contrast are each left alone in half
@@ -92,7 +92,7 @@ def test_hue_turns_either_way_round_the_circle():
     turned = []
     for seed in range(200):
         with forked(seed):
-            turned.append(distorted(red, 0.5).getpixel((0, 0)))
+            turned.append(photometric_distortion(red, 0.5).getpixel((0, 0)))
     greener, bluer = ([pixel for pixel in turned if pixel[c] > 0 == pixel[3 - c]] for c in (1, 2))
     assert min(len(greener), len(bluer)) > 10
 
@@ -127,7 +127,7 @@ def test_no_size_is_smaller_than_the_resolution_and_those_that_are_count_there()
     assert out["map"].shape == (45, 60)
 
 
-def test_a_squeezed_picture_loses_its_aspect_and_its_map_does_not():
+def test_a_squeezed_image_loses_its_aspect_and_its_map_does_not():
     out = map_eval_view(Protocol(resolution=32, whole=True))(painted())
     assert out["image"].shape == (3, 32, 32)
     assert out["map"].shape == (45, 60)

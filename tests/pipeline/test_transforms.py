@@ -13,7 +13,7 @@ from torchvision import transforms as theirs
 
 from bench.config.schema import Model, Protocol, Recipe
 from bench.errors import BenchError
-from bench.pipeline.color_jitter import Jitter, jittered_cut
+from bench.pipeline.color_jitter import Jitter, jitter_and_crop
 from bench.pipeline.transforms import crop_flip_jitter, eval_view, normalise, to_unit, train_view, two_views
 from bench.seeding import forked
 
@@ -22,7 +22,7 @@ SMALL = Model(image_size=32, patch_size=8)
 
 
 def picture(seed: int = 0, width: int = 61, height: int = 47) -> Image.Image:
-    """A picture of soft colours with some noise."""
+    """A image of soft colours with some noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height))
     noise = rng.normal(0, 20, (height, width, 3))
@@ -93,7 +93,7 @@ def test_only_random_erasing_makes_the_view_float():
 
 
 def beit_views(image: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """The two views in the plainest way: the whole picture is jittered and turned, one box is resized twice."""
+    """The two views in the plainest way: the whole image is jittered and turned, one box is resized twice."""
     image = theirs.ColorJitter(0.4, 0.4, 0.4)(image)
     image = theirs.RandomHorizontalFlip(0.5)(image)
     top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
@@ -113,13 +113,13 @@ def test_the_two_views_are_jittered_flipped_and_cut_as_the_authors_do():
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 1, 0], [2, 0, 1, 3]])
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
-def test_jitter_of_a_cut_is_the_cut_of_the_jittered_picture(order, factor):
+def test_jitter_of_a_cut_is_the_cut_of_the_jittered_image(order, factor):
     image, box = picture(), (7, 3, 40, 30)
     whole = image
     for change in order:
         name = ("brightness", "contrast", "saturation", None)[change]
         whole = getattr(theirs.functional, f"adjust_{name}")(whole, factor) if name else whole
-    ours = jittered_cut(image, box, Jitter(order, factor, factor, factor))
+    ours = jitter_and_crop(image, box, Jitter(order, factor, factor, factor))
     assert ours.tobytes() == whole.crop(box).tobytes()
 
 
@@ -180,13 +180,13 @@ def test_views_travel_to_worker_processes(name):
 
 @pytest.mark.parametrize("name", VIEWS)
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 40), (400, 1)])
-def test_pictures_of_a_few_pixels_are_taken_whole(name, size):
+def test_images_of_a_few_pixels_are_taken_whole(name, size):
     for seed in range(10):
         image = seen(VIEWS[name], seed, sample(width=size[0], height=size[1]))["image"]
         assert image.shape == (3, 32, 32)
 
 
-def test_a_picture_of_one_pixel_fills_the_view_with_its_colour():
+def test_an_image_of_one_pixel_fills_the_view_with_its_colour():
     view = train_view(Recipe(), SMALL, IMAGENET)
     for seed in range(20):
         image = seen(view, seed, {"image": Image.new("RGB", (1, 1), (10, 20, 30)), "label": 0})["image"]

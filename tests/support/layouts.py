@@ -1,4 +1,4 @@
-"""Tiny data in the layouts that the real data sets come in: the same pictures, written in each of them."""
+"""Tiny data in the layouts that the real data sets come in: the same images, written in each of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from PIL import Image
 
 WORDNET_IDS = ("n01440764", "n01443537", "n02119789")  # tench, goldfish, kit fox
 ENGLISH = ("tench, Tinca tinca", "goldfish, Carassius auratus", "kit fox, Vulpes macrotis")
-COUNTS = {"train": 4, "val": 2}  # pictures of a class
+COUNTS = {"train": 4, "val": 2}  # images of a class
 CLASSES = " ".join(WORDNET_IDS)
 
 
 class Photo(NamedTuple):
-    """One picture: its name in the data set, its class, its JPEG file."""
+    """One image: its name in the data set, its class, its JPEG file."""
 
     name: str
     label: int
@@ -30,26 +30,26 @@ class Photo(NamedTuple):
 
 
 def jpeg(seed: int, size: tuple[int, int] = (40, 34), mode: str = "RGB") -> bytes:
-    """A small picture, as the bytes of its file: one colour per seed, and noise."""
+    """A small image, as the bytes of its file: one colour per seed, and noise."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, 3) // 2 + rng.integers(0, 128, (size[1], size[0], 3))
     return encoded(Image.fromarray(pixels.astype(np.uint8)).convert(mode), "jpeg")
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     content = io.BytesIO()
     image.save(content, kind)
     return content.getvalue()
 
 
 def opened(data: bytes) -> Image.Image:
-    """The picture in the bytes of a file."""
+    """The image in the bytes of a file."""
     return Image.open(io.BytesIO(data))
 
 
 def photos(split: str) -> Iterator[Photo]:
-    """The pictures of a split, in the order of the originals: val is numbered across classes."""
+    """The images of a split, in the order of the originals: val is numbered across classes."""
     for turn in range(COUNTS[split]):
         for label, wordnet_id in enumerate(WORDNET_IDS):
             number = turn * len(WORDNET_IDS) + label
@@ -113,7 +113,7 @@ def told(photo: Photo, kind: str) -> bytes:
 
 
 def table(rows: list[dict[str, Any]], names: dict[str, list[str]]) -> pa.Table:
-    """Rows as `datasets` writes them: pictures as {bytes, path}, the names of classes in the schema's notes."""
+    """Rows as `datasets` writes them: images as {bytes, path}, the names of classes in the schema's notes."""
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     kinds = {key: picture if isinstance(value, dict) else pa.int64() for key, value in rows[0].items()}
     features = {key: {"names": value, "_type": "ClassLabel"} for key, value in names.items()}
@@ -166,7 +166,7 @@ if HAS_HUB:
 
 
 def cifar_pictures(split: str, classes: int = 100) -> list[tuple[int, np.ndarray]]:
-    """Labels, and pictures of 32 x 32 pixels: two of each class to learn from, one to be scored."""
+    """Labels, and images of 32 x 32 pixels: two of each class to learn from, one to be scored."""
     count = 2 * classes if split == "train" else classes
     rng = np.random.default_rng(count)
     labels = rng.permutation(count) % classes
@@ -235,7 +235,7 @@ def scene(split: str, number: int) -> tuple[bytes, np.ndarray]:
 
 
 def scenes(split: str) -> Iterator[tuple[str, bytes, bytes]]:
-    """Name, picture file and map file of each scene of a split."""
+    """Name, image file and map file of each scene of a split."""
     for number in range(6 if split == "train" else 3):
         photo, labels = scene(split, number)
         yield f"ADE_{split}_{number + 1:08d}", photo, encoded(Image.fromarray(labels), "png")

@@ -1,6 +1,6 @@
-"""The registry of data sets: each file here is one, and opens a split in `open_split(split, root=None, **options)`.
+"""The registry of data sets: each file here is one, with a function `open_split(split, root=None, **options)`.
 
-Third parties add data sets without touching this folder: an entry point of the group `bench.datasets` that leads to a
+A package adds a data set without touching this folder: an entry point of the group `bench.datasets` that leads to a
 module with that function.
 """
 
@@ -18,18 +18,18 @@ from bench.errors import unknown
 
 
 def names() -> list[str]:
-    """The data sets there are: files of this folder and installed entry points."""
+    """Names of all data sets: the files of this folder and the installed entry points."""
     files = [path.stem for path in Path(__file__).parent.glob("[!_]*.py")]
     return sorted({*files, *(entry.name for entry in _installed())})
 
 
 def known_options(dataset: str) -> set[str]:
-    """What a data set can be told beyond its split and where it lies."""
-    return set(inspect.signature(_module(dataset).open_split).parameters) - {"split", "root"}
+    """The options of a data set: what `open_split` takes besides split and root."""
+    return set(inspect.signature(load_module(dataset).open_split).parameters) - {"split", "root"}
 
 
-@cache
-def _module(dataset: str) -> ModuleType:
+@cache  # looking up entry points reads the metadata of every installed package
+def load_module(dataset: str) -> ModuleType:
     """The module of a data set, from this folder or from an entry point."""
     if (Path(__file__).parent / f"{dataset}.py").exists() and not dataset.startswith("_"):
         return importlib.import_module(f"bench.data.datasets.{dataset}")

@@ -5,9 +5,9 @@
     *train*.parquet, *test*.parquet                    columns img and fine_label, or label
     train/<class>/*.png, test/<class>/*.png            classes in the order of their names
 
-Source: the format's page, https://www.cs.toronto.edu/~kriz/cifar.html. The version for Python is made of pickles,
-which run any program that was put into them; it is refused. `val` is what CIFAR calls its test split.
-The pictures have the same names in all layouts but folders: their number in the split.
+Source: https://www.cs.toronto.edu/~kriz/cifar.html. The Python version is made of pickles, which can run any code
+when they are read; it is refused. `val` is what CIFAR calls its test split.
+In all layouts but folders an image is named by its number in the split.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from bench.config.schema import HUB
 from bench.data.datasets import folder
 from bench.data.readers.arrow_tables import SPLITS, ArrowTable, open_table
 from bench.data.readers.image_files import subfolders
-from bench.data.readers.index import Index, Indexed, carve, readable, some
+from bench.data.readers.index import Index, IndexedSplit, drop_unreadable, hold_out
 from bench.data.source import Source
-from bench.errors import BenchError, unknown
+from bench.errors import BenchError, listed_up_to, unknown
 
 LOCAL_OPTIONS = frozenset({"max_unreadable"})
 SIDE = 32
@@ -34,12 +34,12 @@ PICKLES = ("cifar-100-python", "cifar-10-batches-py")
 
 
 class Binary(NamedTuple):
-    """The binary version of a data set: its folder, the files of a split, the bytes before the pixels, its names."""
+    """The binary version of CIFAR-10 or CIFAR-100."""
 
     folder: str
-    files: dict[str, tuple[str, ...]]
-    labels: int
-    names: str
+    files: dict[str, tuple[str, ...]]  # of each split
+    labels: int  # bytes before the pixels of a record; the last one is the label
+    names: str  # file of the class names
     archive: str
 
 
@@ -70,10 +70,10 @@ def open_split(
     minival_fraction: float = 0.0,
     max_unreadable: int = 0,
 ) -> Source:
-    """A split, train or val, found below `root`; or minival, which `minival_fraction` of each class of train makes.
+    """Open train or val below `root`, or minival, the share `minival_fraction` of each class of train.
 
     classes: 100 or 10, the fine labels of CIFAR-100 or CIFAR-10. Raises BenchError for pickles, for a file that is
-    no whole number of records, and for a label that there is not.
+    not a whole number of records, and for a label out of range.
     """
     if classes not in BINARY:
         raise BenchError(f"classes = {classes}: CIFAR has 10 or 100")
@@ -82,29 +82,29 @@ def open_split(
             f"CIFAR-{classes} lies nowhere yet: give --data-dir PATH, or --data-dir cifar{classes}=PATH beside that of "
             f"another task, with {BINARY[classes].folder}/ in it"
         )
-    held = _held_split(split, minival_fraction)
+    disk_split = _disk_split(split, minival_fraction)
     place = root if root.startswith(HUB) else str(Path(root).expanduser().absolute())
     if not place.startswith(HUB):
         subfolders(Path(place))  # says why when it is missing, a file, or closed to us
-        if home := _folders(Path(place), held):
-            return _foldered(home, split, classes, minival_fraction, max_unreadable)
-        if records := _records(Path(place), held, classes):
+        if home := _folders(Path(place), disk_split):
+            return _open_folders(home, split, classes, minival_fraction, max_unreadable)
+        if records := _records(Path(place), disk_split, classes):
             return _split(split, place, records, minival_fraction, max_unreadable)
-    if table := open_table(place, held) or (open_table(place, "test") if held == "val" else None):
-        return _split(split, place, _rows(table, classes), minival_fraction, max_unreadable)
-    raise _missing(Path(place), held, classes)
+    if table := open_table(place, disk_split) or (open_table(place, "test") if disk_split == "val" else None):
+        return _split(split, place, _read_table(table, classes), minival_fraction, max_unreadable)
+    raise _missing(Path(place), disk_split, classes)
 
 
-class _Found(NamedTuple):
-    """What lies on disk: the pictures, the names of the classes, whether the bytes are pixels as they are."""
+class _SplitOnDisk(NamedTuple):
+    """A split as it lies on disk."""
 
-    pictures: Index
-    names: tuple[str, ...]
-    raw: bool
+    images: Index
+    names: tuple[str, ...]  # of the classes
+    raw: bool  # an image is its pixels, not an encoded file
 
 
-def _held_split(split: str, minival_fraction: float) -> str:
-    """The split on disk that a split is taken from."""
+def _disk_split(split: str, minival_fraction: float) -> str:
+    """The split on disk from which a split is taken."""
     if split == "minival":
         if not minival_fraction:
             raise BenchError("CIFAR has no split minival; set minival_fraction, such as 0.1, to cut one from train")
@@ -114,33 +114,33 @@ def _held_split(split: str, minival_fraction: float) -> str:
     return "train" if SPLITS[split] == "train" else "val"
 
 
-def _split(split: str, place: str, found: _Found, minival_fraction: float, max_unreadable: int) -> Indexed:
-    index = found.pictures
+def _split(split: str, place: str, disk: _SplitOnDisk, minival_fraction: float, max_unreadable: int) -> IndexedSplit:
+    index = disk.images
     left_out: dict[str, str] = {}
     if minival_fraction and split in ("train", "minival"):
-        index = carve(index, split, minival_fraction)
-    if max_unreadable and not found.raw:
-        index, left_out = readable(index, max_unreadable, f"{place}, {split}")
-    decode = pixels if found.raw else None
-    return Indexed("cifar", split, place, classes=found.names, index=index, decode=decode, unreadable=left_out)
+        index = hold_out(index, split, minival_fraction)
+    if max_unreadable and not disk.raw:
+        index, left_out = drop_unreadable(index, max_unreadable, f"{place}, {split}")
+    decode = decode_record if disk.raw else None
+    return IndexedSplit("cifar", split, place, classes=disk.names, index=index, decode=decode, unreadable=left_out)
 
 
-def pixels(record: bytes) -> Image.Image:
-    """The picture of a record: 1024 bytes of red, then of green, then of blue, row by row."""
+def decode_record(record: bytes) -> Image.Image:
+    """The image of a record: 1024 bytes of red, then of green, then of blue, row by row."""
     planes = np.frombuffer(record, np.uint8).reshape(3, SIDE, SIDE)
     return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
 
-def _records(root: Path, split: str, classes: int) -> _Found | None:
-    """The pictures of the binary version, None where there is none of its files."""
+def _records(root: Path, split: str, classes: int) -> _SplitOnDisk | None:
+    """The images of the binary version; None if none of its files is there."""
     kind = BINARY[classes]
     home = root / kind.folder if (root / kind.folder).is_dir() else root
     files = [home / name for name in kind.files[split]]
-    here = [path for path in files if path.is_file()]
-    if not here:
+    missing = [path.name for path in files if not path.is_file()]
+    if len(missing) == len(files):
         return None
-    if missing := [path.name for path in files if path not in here]:
-        raise BenchError(f"{home} lacks {some(missing)} of CIFAR-{classes}; unpack {kind.archive}.tar.gz again")
+    if missing:
+        raise BenchError(f"{home} lacks {listed_up_to(missing)} of CIFAR-{classes}; unpack {kind.archive}.tar.gz again")
     labels = np.concatenate([_labels(path, kind.labels, classes) for path in files])
     counts = [path.stat().st_size // (kind.labels + PIXELS) for path in files]
     starts = np.concatenate([np.arange(count) for count in counts]) * (kind.labels + PIXELS)
@@ -153,91 +153,92 @@ def _records(root: Path, split: str, classes: int) -> _Found | None:
         paths=np.array([str(path).encode() for path in files], "S"),
         changed=np.array([path.stat().st_mtime_ns for path in files], np.int64),
     )
-    return _Found(index, _names(home / kind.names, classes), raw=True)
+    return _SplitOnDisk(index, _names(home / kind.names, classes), raw=True)
 
 
 def _labels(path: Path, width: int, classes: int) -> np.ndarray:
-    """The labels of a file of records, the fine ones of CIFAR-100: (records,) uint8."""
+    """The labels of a file of records, of CIFAR-100 the fine ones: (records,) uint8."""
     size, record = path.stat().st_size, width + PIXELS
     if not size or size % record:
         raise BenchError(
-            f"{path} holds {size:,} bytes, which is no whole number of records of {record:,}: it is cut short, or "
+            f"{path} has {size:,} bytes, which is no whole number of records of {record:,}: it is truncated, or "
             f"not of CIFAR-{classes}; download {BINARY[classes].archive}.tar.gz again"
         )
     labels = np.memmap(path, np.uint8, "r").reshape(-1, record)[:, width - 1]
-    return _within(np.array(labels), classes, str(path))
+    return _check_range(np.array(labels), classes, str(path))
 
 
-def _within(labels: np.ndarray, classes: int, where: str) -> np.ndarray:
-    odd = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(odd):
+def _check_range(labels: np.ndarray, classes: int, where: str) -> np.ndarray:
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
         raise BenchError(
-            f"{where}: picture {odd[0]} has the label {labels[odd[0]]}; CIFAR-{classes} has 0 to {classes - 1}"
+            f"{where}: image {wrong[0]} has the label {labels[wrong[0]]}; CIFAR-{classes} has 0 to {classes - 1}"
         )
     return labels
 
 
 def _names(path: Path, classes: int) -> tuple[str, ...]:
-    """The names of the classes, or their numbers where the list is not there."""
+    """The names of the classes, or their numbers if there is no list of names."""
     names = path.read_text(encoding="utf-8").split() if path.is_file() else []
     return tuple(names) if len(names) == classes else tuple(map(str, range(classes)))
 
 
-def _rows(table: ArrowTable, classes: int) -> _Found:
-    """The pictures of a table."""
+def _read_table(table: ArrowTable, classes: int) -> _SplitOnDisk:
+    """The images of a table."""
     columns = table.columns()
     image = next((name for name in IMAGE_COLUMNS if name in columns), None)
     label = next((name for name in LABEL_COLUMNS[classes] if name in columns), None)
     if image is None or label is None:
-        raise BenchError(
-            f"{table.where}: the columns are {some(columns)}; CIFAR-{classes} has img and {LABEL_COLUMNS[classes][0]}"
-        )
+        expected = f"img and {LABEL_COLUMNS[classes][0]}"
+        raise BenchError(f"{table.where}: the columns are {listed_up_to(columns)}; CIFAR-{classes} has {expected}")
     names = table.class_names(label)
     if names and len(names) != classes:
         raise BenchError(f"{table.where}: {len(names)} classes in {label}, but CIFAR-{classes} has {classes}")
-    labels = _within(table.labels(label), classes, table.where)
+    labels = _check_range(table.labels(label), classes, table.where)
     split = "train" if table.where.endswith("train") else "val"
     ids = [f"{split}/{number:05d}" for number in range(len(labels))]
-    return _Found(table.pictures(image, ids, labels), tuple(names) or tuple(map(str, range(classes))), raw=False)
+    return _SplitOnDisk(
+        table.image_index(image, ids, labels), tuple(names) or tuple(map(str, range(classes))), raw=False
+    )
 
 
 def _folders(root: Path, split: str) -> tuple[Path, str] | None:
-    """The folder of a split that holds class folders, and what it is called there."""
+    """The root and the name of the folder of a split, if it has class folders."""
     for name in ("train",) if split == "train" else ("val", "test"):
         if (root / name).is_dir() and subfolders(root / name):
             return root, name
     return None
 
 
-def _foldered(
+def _open_folders(
     home: tuple[Path, str], split: str, classes: int, minival_fraction: float, max_unreadable: int
-) -> folder.Pictures:
-    """The pictures of class folders, of which there must be as many as the data set has."""
+) -> folder.FolderSplit:
+    """The images of class folders; BenchError unless there are as many as CIFAR has classes."""
     root, name = home
     options = {"minival_fraction": minival_fraction, "max_unreadable": max_unreadable}
-    found = folder.open_split("minival" if split == "minival" else name, str(root), **options)  # type: ignore[arg-type]
-    if len(found.classes) != classes:
+    opened = folder.open_split("minival" if split == "minival" else name, str(root), **options)  # type: ignore[arg-type]
+    if len(opened.classes) != classes:
         raise BenchError(
-            f"{root / name} has {len(found.classes)} class folders, but CIFAR-{classes} has {classes}; for data of "
+            f"{root / name} has {len(opened.classes)} class folders, but CIFAR-{classes} has {classes}; for data of "
             "another kind take the task folder"
         )
-    found.dataset, found.split = "cifar", split
-    return found
+    opened.dataset, opened.split = "cifar", split  # it would say folder, and test
+    return opened
 
 
 def _missing(root: Path, split: str, classes: int) -> BenchError:
     kind = BINARY[classes]
     address = f"https://www.cs.toronto.edu/~kriz/{kind.archive}.tar.gz"
-    pickled = [name for name in PICKLES if (root / name).is_dir() or root.name == name]
-    if pickled or (root / "meta").is_file() or (root / "batches.meta").is_file():
+    pickles = [name for name in PICKLES if (root / name).is_dir() or root.name == name]
+    if pickles or (root / "meta").is_file() or (root / "batches.meta").is_file():
         return BenchError(
-            f"{root}: this is CIFAR's version for Python ({some(pickled or ['meta'])}), which is made of pickles. "
-            "Reading a pickle runs whatever was put into it, so it is not read here. Get the binary version: "
+            f"{root}: this is CIFAR's version for Python ({listed_up_to(pickles or ['meta'])}), which is made of "
+            "pickles. Reading a pickle can run any code, so it is not read here. Get the binary version: "
             f"{address}, unpacked to {kind.folder}/"
         )
-    other = BINARY[110 - classes]
+    other = BINARY[110 - classes]  # 10 for 100, and 100 for 10
     if (root / other.folder).is_dir() or root.name == other.folder:
-        return BenchError(f"{root} holds CIFAR-{110 - classes}, but CIFAR-{classes} is asked for")
+        return BenchError(f"{root} holds CIFAR-{110 - classes}, but the task needs CIFAR-{classes}")
     return BenchError(
         f"{root}: no {split} of CIFAR-{classes}. What is read: {kind.folder}/ ({address}), parquet files or a "
         "save_to_disk folder with train or test in their names, {train,test}/<class>/, or hf:uoft-cs/cifar"

@@ -1,7 +1,7 @@
-"""WebDataset tar shards, read at random: an index of all members is made once, and nothing is unpacked.
+"""WebDataset tar shards with random access: all members are indexed once, and nothing is unpacked.
 
 A sample is the members with the same name up to the first dot: KEY.jpg, and KEY.cls or KEY.json for its label.
-The index holds for as long as the shards keep their sizes and times of change.
+The cached index holds while the shards keep their sizes and times of change.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import numpy as np
 
 from bench.config.stage import digest
 from bench.data.readers.image_files import SUFFIXES
-from bench.data.readers.index import Index, files_below, some
-from bench.data.readers.wordnet import Classes, class_in, not_contradicted, picture_id
+from bench.data.readers.index import Index, files_below
+from bench.data.readers.wordnet import Classes, check_label, class_in_name, image_id
 from bench.data.scan_progress import counter
-from bench.errors import BenchError
+from bench.errors import BenchError, listed_up_to
 from bench.files import cache_folder, write_atomic
 
-VERSION = 1  # of the kept index; raise when it would hold something else
-SHARDS_OF_A_PROCESS = 8
-KINDS = tuple(suffix[1:] for suffix in SUFFIXES)  # of pictures
-LABELS = ("cls", "json")  # the members that tell a label, the first wins
+VERSION = 1  # of the cached index; raise it when the index would hold something else
+SHARDS_OF_A_PROCESS = 8  # at least: fewer are not worth the start of a process
+KINDS = tuple(suffix[1:] for suffix in SUFFIXES)  # of images
+LABELS = ("cls", "json")  # the members that may hold the label; the first one wins
 END = 1024  # zero bytes that end a tar file
 
 
 class Member(NamedTuple):
-    """A sample: its key, what its label member says, and where its picture lies in the shard."""
+    """A sample: its key, the text of its label member, and where its image lies in the shard."""
 
     key: str
     label: str
@@ -43,121 +43,117 @@ class Member(NamedTuple):
     size: int
 
 
-def sharded(shards: Sequence[Path], expected: Classes) -> Index:
-    """The pictures of tar shards. BenchError names a shard that is cut, and a sample without picture or label."""
-    found = _kept(shards)
-    keys = [key.decode() for key in found["keys"].tolist()]
+def index_shards(shards: Sequence[Path], expected: Classes) -> Index:
+    """The index of tar shards. BenchError names a truncated shard, and a sample without a label."""
+    members = _cached_members(shards)
+    keys = [key.decode() for key in members["keys"].tolist()]
     where = [str(shard) for shard in shards]
-    told = zip(keys, found["labels"].tolist(), found["files"].tolist(), strict=True)
-    rank = expected.rank
-    labels = [_label(key, label.decode(), expected, rank, where[file]) for key, label, file in told]
+    samples = zip(keys, members["labels"].tolist(), members["files"].tolist(), strict=True)
+    rank = expected.rank  # once: it is a dictionary that is built anew at each use
+    labels = [_class_number(key, label.decode(), expected, rank, where[file]) for key, label, file in samples]
     return Index(
-        ids=np.array([picture_id(key).encode() for key in keys], "S"),
+        ids=np.array([image_id(key).encode() for key in keys], "S"),
         labels=np.array(labels, np.int32),
-        files=found["files"],
-        offsets=found["offsets"],
-        sizes=found["sizes"],
+        files=members["files"],
+        offsets=members["offsets"],
+        sizes=members["sizes"],
         paths=np.array([path.encode() for path in where], "S"),
         changed=np.array([shard.stat().st_mtime_ns for shard in shards], np.int64),
     )
 
 
-def is_archive_of_archives(shard: Path) -> bool:
-    """Whether a tar file is one of the originals of ILSVRC 2012, which hold tars or a flat split."""
+def is_original_archive(shard: Path) -> bool:
+    """Whether a tar file is an original archive of ILSVRC 2012, which holds tars or a flat split."""
     return shard.name.startswith("ILSVRC2012_")
 
 
-def _kept(shards: Sequence[Path]) -> dict[str, np.ndarray]:
-    """The index from the cache, or made anew."""
+def _cached_members(shards: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The members of all shards, as columns: from the cache, or read and cached."""
     stamps = [[str(shard), shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards]
     store = cache_folder() / "shards" / f"{digest([VERSION, stamps])}.npz"
     try:
-        with np.load(store, allow_pickle=False) as kept:
-            return dict(kept)
+        with np.load(store, allow_pickle=False) as cached:
+            return dict(cached)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none yet, or damaged: it can be made again
-        made = _scan(shards)
+        members = _scan(shards)
     content = io.BytesIO()
-    np.savez(content, **made)  # type: ignore[arg-type]
+    np.savez(content, **members)  # type: ignore[arg-type]
     try:
         write_atomic(store, content.getvalue(), durable=False)
     except BenchError as error:
-        raise BenchError(f"cannot keep the index of the shards ({error}); set BENCH_CACHE to a folder") from None
-    return made
+        raise BenchError(f"cannot save the index of the shards ({error}); set BENCH_CACHE to a folder") from None
+    return members
 
 
 def _scan(shards: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Every sample of every shard, in their order."""
-    found = []
+    """Every sample of every shard, in their order, as columns."""
+    samples_of_shards = []
     with counter("indexing shards", len(shards)) as count:
-        for part in _each(shards):
-            found.append(part)
+        for samples in _each_shard(shards):
+            samples_of_shards.append(samples)
             count.advance(1)
-    members = [member for each in found for member in each]
+    members = [member for samples in samples_of_shards for member in samples]
     return {
         "keys": np.array([member.key.encode() for member in members], "S"),
         "labels": np.array([member.label.encode() for member in members], "S"),
         "offsets": np.array([member.offset for member in members], np.int64),
         "sizes": np.array([member.size for member in members], np.int64),
-        "files": np.repeat(np.arange(len(shards), dtype=np.int32), [len(each) for each in found]),
+        "files": np.repeat(np.arange(len(shards), dtype=np.int32), [len(samples) for samples in samples_of_shards]),
     }
 
 
-def _each(shards: Sequence[Path]) -> Iterator[list[Member]]:
-    """The samples of each shard; several processes look at many shards, because reading headers is work."""
+def _each_shard(shards: Sequence[Path]) -> Iterator[list[Member]]:
+    """The samples of each shard; many shards are read by several processes, because parsing headers takes CPU time."""
     processes = min(os.cpu_count() or 1, len(shards) // SHARDS_OF_A_PROCESS)
     if processes < 2:
-        yield from map(samples, shards)
+        yield from map(read_samples, shards)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:  # a fork would copy our threads
-        yield from pool.map(samples, shards)
+        yield from pool.map(read_samples, shards)
 
 
-def samples(shard: Path) -> list[Member]:
+def read_samples(shard: Path) -> list[Member]:
     """The samples of one shard, in its order."""
-    pictures: dict[str, tarfile.TarInfo] = {}
+    images: dict[str, tarfile.TarInfo] = {}
     labels: dict[tuple[str, str], str] = {}
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with tarfile.open(shard, "r:") as archive:  # "r:": no compression, so that offsets are those in the file
             for member in archive:
                 key, kind = _parts(member.name)
                 if not member.isfile() or not key or key.endswith("/"):
                     continue  # a folder, or a hidden file such as ._000.jpg, left by another system
                 if kind.endswith(KINDS):
-                    _once(key, pictures, shard)
-                    pictures[key] = member
+                    if key in images:
+                        raise BenchError(f"{shard}: the key {key} is there twice; a key stands for one sample")
+                    images[key] = member
                 elif kind in LABELS:
-                    labels[key, kind] = _told(archive, member, shard)
-            _is_whole(archive, shard)
+                    labels[key, kind] = _read_label(archive, member, shard)
+            _check_end(archive, shard)
     except (tarfile.TarError, EOFError) as error:
         raise BenchError(f"{shard} is damaged or cut short ({error}); copy it again") from None
     except OSError as error:
         raise BenchError(f"{shard}: {error.strerror or error}") from None
-    return [_sample(key, member, labels, shard) for key, member in pictures.items()]
+    return [_sample(key, member, labels, shard) for key, member in images.items()]
 
 
 def _sample(key: str, member: tarfile.TarInfo, labels: dict[tuple[str, str], str], shard: Path) -> Member:
-    told = next((labels[key, kind] for kind in LABELS if labels.get((key, kind))), "")
-    if not told and not class_in(key):
+    label = next((labels[key, kind] for kind in LABELS if labels.get((key, kind))), "")
+    if not label and not class_in_name(key):
         raise BenchError(f"{shard}: the sample {key} has no label: no {key}.cls, no label in {key}.json")
-    return Member(key, told, member.offset_data, member.size)
+    return Member(key, label, member.offset_data, member.size)
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """Key and kind of a member: ('a/b', 'jpg') of ./a/b.jpg, as WebDataset divides names."""
+    """Key and kind of a member, as WebDataset splits its name: ('a/b', 'jpg') for ./a/b.jpg."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
     key, _, kind = file.partition(".")
     return folder + slash + key, kind.lower()
 
 
-def _once(key: str, pictures: dict[str, tarfile.TarInfo], shard: Path) -> None:
-    if key in pictures:
-        raise BenchError(f"{shard}: the key {key} is there twice; a key stands for one sample")
-
-
-def _told(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> str:
-    """What a label member says; '' for JSON that tells no label."""
+def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> str:
+    """The text of a label member; '' for JSON without a label."""
     content = archive.extractfile(member)
-    assert content is not None, "only files are asked for"
+    assert content is not None, "called for files only"
     data = content.read()
     if len(data) < member.size:
         raise BenchError(f"{shard} is cut short in {member.name}; copy it again")
@@ -168,7 +164,7 @@ def _told(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> str
         raise BenchError(f"{shard}: {member.name} holds no label that can be read") from None
 
 
-def _is_whole(archive: tarfile.TarFile, shard: Path) -> None:
+def _check_end(archive: tarfile.TarFile, shard: Path) -> None:
     """BenchError unless the zero blocks that end a tar file are there: a file cut between two members lacks them."""
     with shard.open("rb") as file:
         file.seek(archive.offset)  # where reading ended
@@ -176,25 +172,26 @@ def _is_whole(archive: tarfile.TarFile, shard: Path) -> None:
             raise BenchError(f"{shard} is cut short: the blocks that end a tar file are missing; copy it again")
 
 
-def _label(key: str, label: str, expected: Classes, rank: dict[str, int], shard: str) -> int:
-    """The number of a sample's class, which its key must not contradict."""
-    told = class_in(key)
+def _class_number(key: str, label: str, expected: Classes, rank: dict[str, int], shard: str) -> int:
+    """The number of a sample's class, from its label or else its key, which must not contradict each other."""
+    named_class = class_in_name(key)
     if label.isdigit() and int(label) < len(expected.ids):
         number = int(label)
-    elif label in rank or (not label and told in rank):
-        number = rank[label or told]
+    elif label in rank or (not label and named_class in rank):
+        number = rank[label or named_class]
     else:
-        raise BenchError(
-            f"{shard}: the label {label or told!r} of {key} is none of the {len(expected.ids):,} of {expected.title}"
-        )
-    not_contradicted(key, number, expected, shard)
+        classes = f"the {len(expected.ids):,} of {expected.title}"
+        raise BenchError(f"{shard}: the label {label or named_class!r} of {key} is none of {classes}")
+    check_label(key, number, expected, shard)
     return number
 
 
-def shards_below(root: Path) -> list[Path]:
+def find_shards(root: Path) -> list[Path]:
     """The tar files below a folder, in order; BenchError for compressed ones, which cannot be read at random."""
-    found = files_below(root, (".tar", ".tgz", ".tar.gz"))
-    packed = [path.name for path in found if path.suffix != ".tar"]
+    paths = files_below(root, (".tar", ".tgz", ".tar.gz"))
+    packed = [path.name for path in paths if path.suffix != ".tar"]
     if packed:
-        raise BenchError(f"{root}: {some(packed)}: compressed shards cannot be read at random; unpack them with gunzip")
-    return found
+        raise BenchError(
+            f"{root}: {listed_up_to(packed)}: compressed shards cannot be read at random; unpack them with gunzip"
+        )
+    return paths

@@ -1,6 +1,6 @@
-"""The classes of ImageNet: WordNet ids in order, and whether those on disk are these.
+"""The classes of ImageNet: WordNet ids in order, and checks that the data have exactly these.
 
-The number of a class is the rank of its WordNet id among all classes (B, D: ImageFolder). A folder too few would
+The number of a class is the rank of its WordNet id among all classes (B, D: ImageFolder). A missing folder would
 shift all numbers after it, so the classes are compared one by one.
 Source of the lists: timm/data/_info, read as files; timm itself is not imported.
 """
@@ -10,20 +10,21 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
-from bench.data.readers.index import WORDNET_ID, some
-from bench.errors import BenchError, nearest
+from bench.data.readers.index import WORDNET_ID
+from bench.errors import BenchError, listed_up_to, nearest
 
 LISTS = {"imagenet1k": "imagenet_synsets.txt", "imagenet22k": "imagenet22k_synsets.txt"}
 TITLES = {"imagenet1k": "ImageNet-1k", "imagenet22k": "ImageNet-22k (Fall 2011)"}
 PICTURE = re.compile(r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})(_n\d{8})?")  # the hub adds the class to either name
 
 
-class Classes(NamedTuple):
-    """The classes that the data are to have, in order, and what they are called together."""
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes that the data must have, in order, and what they are called together."""
 
     ids: tuple[str, ...]
     title: str
@@ -34,60 +35,60 @@ class Classes(NamedTuple):
         return {name: number for number, name in enumerate(self.ids)}
 
 
-def classes_of(asked: str, root: Path | None) -> Classes:
-    """The classes that the option `classes` names.
+def read_classes(option: str, root: Path | None) -> Classes:
+    """The classes that the option `classes` gives.
 
-    imagenet1k, imagenet22k, WordNet ids with blanks between, or a text file of one id a line, below the data folder
-    or absolute.
+    imagenet1k, imagenet22k, WordNet ids separated by blanks, or a text file with one id a line, its path absolute or
+    below the data folder.
     """
-    if asked in LISTS:
-        return Classes(listed(LISTS[asked]), TITLES[asked])
-    if asked.endswith(".txt"):
-        return _own(_lines((root or Path()) / asked), asked)
-    if not WORDNET_ID.search(asked):
+    if option in LISTS:
+        return Classes(class_list(LISTS[option]), TITLES[option])
+    if option.endswith(".txt"):
+        return _custom_classes(_read_words((root or Path()) / option), option)
+    if not WORDNET_ID.search(option):
         raise BenchError(
-            f"classes = {asked!r}: write {', '.join(LISTS)}, WordNet ids with blanks between, or a .txt file of them."
-            + nearest(asked, LISTS)
+            f"classes = {option!r}: write {', '.join(LISTS)}, WordNet ids with blanks between, or a .txt file of them."
+            + nearest(option, LISTS)
         )
-    return _own(asked.replace(",", " ").split(), "classes")
+    return _custom_classes(option.replace(",", " ").split(), "classes")
 
 
-def same_classes(found: Sequence[str], expected: Classes, where: Path | str, what: str = "class folder") -> None:
-    """BenchError that names the classes `where` lacks, and those it has too many."""
-    missing = sorted(set(expected.ids) - set(found))
-    extra = sorted(set(found) - set(expected.ids))
+def check_classes(ids: Sequence[str], expected: Classes, where: Path | str, what: str = "class folder") -> None:
+    """BenchError that names the classes which `where` lacks, and those which are none of the expected."""
+    missing = sorted(set(expected.ids) - set(ids))
+    extra = sorted(set(ids) - set(expected.ids))
     if not missing and not extra:
         return
-    told = []
+    mistakes = []
     if missing:
-        told.append(f"it lacks {len(missing):,}: {some([called(name) for name in missing])}")
+        mistakes.append(f"it lacks {len(missing):,}: {listed_up_to([class_title(name) for name in missing])}")
     if extra:
-        told.append(f"no class of it: {some(extra)}")
+        mistakes.append(f"no class of it: {listed_up_to(extra)}")
     if len(missing) == len(extra) == 1:
-        told.append(f"was {missing[0]} renamed to {extra[0]}?")
+        mistakes.append(f"was {missing[0]} renamed to {extra[0]}?")
     raise BenchError(
-        f"{where}: {expected.title} has {len(expected.ids):,} classes, a {what} each; {'; '.join(told)}. "
+        f"{where}: {expected.title} has {len(expected.ids):,} classes, a {what} each; {'; '.join(mistakes)}. "
         "A part of the classes has to be asked for: in a task file, options = { classes = 'n01440764 n01443537' }"
     )
 
 
-def called(wordnet_id: str) -> str:
+def class_title(wordnet_id: str) -> str:
     """'n01440764 (tench)'."""
-    name = words().get(wordnet_id, "").partition(",")[0]
+    name = english_names().get(wordnet_id, "").partition(",")[0]
     return f"{wordnet_id} ({name})" if name else wordnet_id
 
 
 @cache
-def words() -> dict[str, str]:
-    """What the classes are called in English; different classes may have the same name."""
-    lines = (line.split("\t") for line in info("imagenet_synset_to_lemma.txt").splitlines())
+def english_names() -> dict[str, str]:
+    """WordNet id -> English names; different classes may have the same name."""
+    lines = (line.split("\t") for line in timm_info("imagenet_synset_to_lemma.txt").splitlines())
     return {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}
 
 
-def picture_id(path: str) -> str:
-    """A picture's name in every layout: ILSVRC2012_val_00000001 or n01440764_10026; others keep their path.
+def image_id(path: str) -> str:
+    """The name of an image in every layout: ILSVRC2012_val_00000001 or n01440764_10026; any other keeps its path.
 
-    Neither names the suffix, so that a picture that was encoded anew is still found.
+    Without the suffix, so that a re-encoded image has the same name.
     """
     stem = path.rpartition("/")[2].partition(".")[0]
     if match := PICTURE.fullmatch(stem):
@@ -95,13 +96,13 @@ def picture_id(path: str) -> str:
     return path
 
 
-def is_named_by_id(name: str) -> bool:
-    """Whether a file is named as the pictures of ImageNet are."""
+def has_imagenet_name(name: str) -> bool:
+    """Whether a file is named like the images of ImageNet."""
     return PICTURE.fullmatch(name.rpartition("/")[2].partition(".")[0]) is not None
 
 
-def class_in(name: str) -> str:
-    """The WordNet id that the name of a picture tells, at its end as on the hub or at its beginning; or ''."""
+def class_in_name(name: str) -> str:
+    """The WordNet id in an image's name, at its end as on the hub or at its beginning; '' if there is none."""
     stem = name.rpartition("/")[2].partition(".")[0]
     match = PICTURE.fullmatch(stem)
     if match and match[2]:
@@ -109,42 +110,42 @@ def class_in(name: str) -> str:
     return stem[:9] if WORDNET_ID.match(stem) and stem[9:10] == "_" else ""
 
 
-def not_contradicted(name: str, number: int, expected: Classes, where: str) -> None:
-    """BenchError when a picture's name tells another class than its label."""
-    told = class_in(name)
-    if told and told != expected.ids[number]:
+def check_label(name: str, number: int, expected: Classes, where: str) -> None:
+    """BenchError when an image's name tells another class than its label."""
+    named_class = class_in_name(name)
+    if named_class and named_class != expected.ids[number]:
         raise BenchError(
-            f"{where}: {name} has the label {number}, which is {called(expected.ids[number])}, but its name says "
-            f"{called(told)}; the classes are numbered otherwise here"
+            f"{where}: {name} has the label {number}, which is {class_title(expected.ids[number])}, but its name says "
+            f"{class_title(named_class)}; the classes are numbered otherwise here"
         )
 
 
-def english_order(found: Sequence[str], expected: Classes, where: str) -> None:
+def check_english_order(names: Sequence[str], expected: Classes, where: str) -> None:
     """BenchError unless classes given by English names stand in the order of the WordNet ids.
 
-    A name need not be known, but one that belongs to another class stands in the wrong place.
+    A name need not be one of WordNet's; but if it belongs to another class, the order is wrong.
     """
-    if len(found) != len(expected.ids):
-        raise BenchError(f"{where}: {len(found):,} classes, but {expected.title} has {len(expected.ids):,}")
-    theirs = [_plain(words().get(name, "")) for name in expected.ids]
-    known = set(theirs)
-    wrong = [number for number, name in enumerate(found) if _plain(name) != theirs[number] and _plain(name) in known]
-    unknown = sum(_plain(name) not in known for name in found)
+    if len(names) != len(expected.ids):
+        raise BenchError(f"{where}: {len(names):,} classes, but {expected.title} has {len(expected.ids):,}")
+    ordered = [_plain(english_names().get(wordnet_id, "")) for wordnet_id in expected.ids]
+    known = set(ordered)
+    wrong = [number for number, name in enumerate(names) if _plain(name) != ordered[number] and _plain(name) in known]
+    unknown = sum(_plain(name) not in known for name in names)
     if wrong:
         number = wrong[0]
         raise BenchError(
-            f"{where}: class {number} is {found[number]!r}, but in the order of the WordNet ids it is "
-            f"{called(expected.ids[number])}; the classes are numbered otherwise here"
+            f"{where}: class {number} is {names[number]!r}, but in the order of the WordNet ids it is "
+            f"{class_title(expected.ids[number])}; the classes are numbered otherwise here"
         )
-    if 2 * unknown > len(found):
-        raise BenchError(f"{where}: its classes, {some(found)}, are not those of {expected.title}")
+    if 2 * unknown > len(names):
+        raise BenchError(f"{where}: its classes, {listed_up_to(names)}, are not those of {expected.title}")
 
 
 def _plain(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").split())
 
 
-def _own(names: Sequence[str], where: str) -> Classes:
+def _custom_classes(names: Sequence[str], where: str) -> Classes:
     for name in names:
         if not WORDNET_ID.fullmatch(name):
             raise BenchError(f"{where}: {name!r} is no WordNet id, like n01440764")
@@ -153,7 +154,7 @@ def _own(names: Sequence[str], where: str) -> Classes:
     return Classes(tuple(sorted(names)), "the list of classes")
 
 
-def _lines(path: Path) -> list[str]:
+def _read_words(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -161,17 +162,18 @@ def _lines(path: Path) -> list[str]:
 
 
 @cache
-def listed(file: str) -> tuple[str, ...]:
-    return tuple(sorted(info(file).split()))
+def class_list(file: str) -> tuple[str, ...]:
+    """The WordNet ids of a file of timm's, in order."""
+    return tuple(sorted(timm_info(file).split()))
 
 
 @cache
-def info(file: str) -> str:
-    """A file of timm's about ImageNet."""
-    found = importlib.util.find_spec("timm")
-    if found is None or not found.submodule_search_locations:
+def timm_info(file: str) -> str:
+    """The text of a file in timm/data/_info."""
+    spec = importlib.util.find_spec("timm")  # finds the folder without importing timm, and with it torch
+    if spec is None or not spec.submodule_search_locations:
         raise BenchError("the list of ImageNet's classes is part of the package timm: pip install timm")
-    path = Path(found.submodule_search_locations[0]) / "data" / "_info" / file
+    path = Path(spec.submodule_search_locations[0]) / "data" / "_info" / file
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
