@@ -78,7 +78,7 @@ def distilled(stage: Stage, parts: Parts, batch: Batch) -> Step:
 def words(stage: Stage, parts: Parts, batch: Batch) -> Step:
     """transformers' BEiT, which computes the logits of every patch; the words are the same tokenizer's."""
     tokenizer = parts["tokenizer"].tokenizer.to(batch["image"].device).eval()
-    model = BeitForMaskedImageModeling(hiding(stage, vocab_size=tokenizer.words))
+    model = BeitForMaskedImageModeling(hiding(stage, vocab_size=tokenizer.vocab_size))
     hidden = batch["hidden"]
 
     def loss() -> Tensor:

@@ -27,7 +27,7 @@ from bench.environment import environment
 from bench.launch.distributed import connect
 from bench.launch.settings import Settings
 from bench.methods import Parts, tokenizer
-from bench.methods.classification import classify
+from bench.methods.classification import build_classifier
 from bench.methods.masked_images import masking
 from bench.pipeline.dataloader import Batch, move_and_normalise
 from bench.training.step import Update
@@ -124,7 +124,7 @@ def parents(method: str, options: argparse.Namespace) -> Parts:
         chosen = stage.options | {"words": scale.words, "width": scale.tokenizer_width}
         return {"tokenizer": tokenizer.objective(stage.model_copy(update={"options": chosen}))}
     if method == "deit":
-        return {"teacher": classify(Model(trunk=f"timm:{scale.teacher}", classes=scale.classes), Recipe())}
+        return {"teacher": build_classifier(Model(trunk=f"timm:{scale.teacher}", classes=scale.classes), Recipe())}
     return {}
 
 

@@ -1,4 +1,4 @@
-"""A result of ours as a folder that others read: weights, preprocessing by the evaluation protocol, a model card."""
+"""`bench export`: write a run for others: weights, preprocessing as the evaluation protocol has it, a model card."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, cast
 
 import bench
 from bench.checkpoints import conversion, locate
-from bench.checkpoints.formats import State, purpose_of
-from bench.checkpoints.model_card import Facts, Scored, card, short_side
+from bench.checkpoints.formats import purpose_of
+from bench.checkpoints.model_card import CardFacts, ScoredRun, short_side, write_card
 from bench.checkpoints.weights import load_weights
 from bench.config.schema import Protocol
 from bench.config.stage import Stage
@@ -22,12 +22,12 @@ from bench.launch.settings import read_settings
 from bench.runs.run import Run
 from bench.runs.store import all_runs
 
-MARK = "export.json"  # in a folder that export wrote, and may write again
+MARK = "export.json"  # in a folder that export wrote, and may overwrite
 RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers, which transformers stores
 
 
-class Exported(NamedTuple):
-    """What was written where; `url` of the repository it was pushed to, or ''."""
+class Export(NamedTuple):
+    """What was written where; `url`: of the repository it was pushed to, or ''."""
 
     folder: Path
     files: tuple[str, ...]
@@ -35,32 +35,32 @@ class Exported(NamedTuple):
     url: str = ""
 
 
-def export(run: Run, to: str, folder: Path, *, output: Path, push: str = "") -> Exported:
-    """Write what a run learned for transformers (hf), timm or the authors' code; push: to a repository of the hub.
+def export(run: Run, to: str, folder: Path, *, output: Path, push: str = "") -> Export:
+    """Export a run's network for transformers (hf), timm or the authors' code; push: to a repository of the hub.
 
-    An evaluation stands for the model it scored. BenchError before anything is written for a run that is not
-    finished, a folder with other things in it, a network that the target does not have, or a missing token.
+    Of an evaluation the model that it scored is exported. BenchError before anything is written for a run that is not
+    finished, a folder with other files in it, a network that the target does not have, or a missing token.
     """
     if to not in conversion.TARGETS:
         raise unknown("target", to, conversion.TARGETS)
-    trained = locate.trained(run)
+    trained = locate.trained_run(run)
     token = _token(push) if push else ""
-    held_before = _held(folder)
+    earlier = _earlier_export(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         files = _write(trained, to, temporary, name=push or folder.resolve().name, output=output)
-        _replace(folder, held_before, temporary)
+        _replace(folder, earlier, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     url = _push(push, folder, files, token) if push else ""
-    return Exported(folder, files, trained.root.name, url)
+    return Export(folder, files, trained.root.name, url)
 
 
 def _write(run: Run, to: str, folder: Path, *, name: str, output: Path) -> tuple[str, ...]:
-    """Write all files into a new folder; returns their names, without the mark that this is an export."""
+    """Write all files into a new folder; returns their names, without that of the mark."""
     stage = run.stage()
     pool = stage.recipe.pool if stage.recipe else "token"
-    state = _used(load_weights(run.path("final", "model.safetensors")), pool)
+    state = load_weights(run.path("final", "model.safetensors"))
     written = conversion.write(
         state,
         stage.model,
@@ -73,39 +73,34 @@ def _write(run: Run, to: str, folder: Path, *, name: str, output: Path) -> tuple
     )
     purpose = purpose_of(state)
     if to == "hf":
-        write_json(folder / "preprocessor_config.json", processor(stage.protocol, maps=purpose == "segment"))
+        write_json(
+            folder / "preprocessor_config.json", processor_config(stage.protocol, segmentation=purpose == "segment")
+        )
         written.append(folder / "preprocessor_config.json")
-    write_atomic(folder / "README.md", card(_facts(run, to, purpose, name, output)))
+    write_atomic(folder / "README.md", write_card(_card_facts(run, to, purpose, name, output)))
     files = tuple(path.name for path in (*written, folder / "README.md"))
     facts = {"bench": bench.__version__, "run": stage.key, "folder": run.root.name, "to": to, "files": [*files, MARK]}
     write_json(folder / MARK, facts)
     return files
 
 
-def _used(state: State, pool: str) -> State:
-    """What of a network its answers depend on: with mean pooling nothing reads the layer before the classifier."""
-    return {k: v for k, v in state.items() if pool == "token" or not k.startswith("head.representation.")}
-
-
 def preprocessing(protocol: Protocol) -> dict[str, Any]:
-    """How pictures are prepared for scoring, in the words that a checkpoint's reader uses."""
+    """The preprocessing of an evaluation protocol, under the names that ConvertedCheckpoint.preprocessing has."""
     names = ("resolution", "crop_ratio", "interpolation", "mean", "std", "whole")
     return {name: getattr(protocol, name) for name in names}
 
 
-def processor(protocol: Protocol, *, maps: bool = False) -> dict[str, Any]:
-    """preprocessor_config.json: short side, centre crop, standardised. maps: nothing is cut off, for segmentation.
-
-    transformers' processors for BEiT, DeiT and ViT squash a picture to a square; CLIP's keeps its aspect.
-    """
-    side = protocol.resolution if maps else short_side(protocol)
+def processor_config(protocol: Protocol, *, segmentation: bool = False) -> dict[str, Any]:
+    """preprocessor_config.json: short side, centre crop (none for segmentation), standardised."""
+    side = protocol.resolution if segmentation else short_side(protocol)
     return {
+        # transformers' processors for BEiT, DeiT and ViT squash an image to a square; CLIP's keeps its aspect ratio.
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": side, "width": side} if protocol.whole else {"shortest_edge": side},
         "resample": RESAMPLE[protocol.interpolation],
-        "do_center_crop": not maps,
+        "do_center_crop": not segmentation,
         "crop_size": {"height": protocol.resolution, "width": protocol.resolution},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -115,23 +110,23 @@ def processor(protocol: Protocol, *, maps: bool = False) -> dict[str, Any]:
     }
 
 
-def _held(folder: Path) -> list[Path]:
+def _earlier_export(folder: Path) -> list[Path]:
     """The files of an earlier export. BenchError for a file, or a folder that holds anything else."""
     if not folder.exists():
         return []
     if not folder.is_dir():
         raise BenchError(f"{folder} is a file; name a folder")
-    held = {path.name for path in folder.iterdir()}
-    ours = set(read_json(folder / MARK).get("files", ())) if MARK in held else set()
-    if strange := sorted(held - ours):
-        raise BenchError(f"{folder} holds {', '.join(strange[:3])}, which no export wrote; name a new or empty folder")
-    return [folder / name for name in held]
+    names = {path.name for path in folder.iterdir()}
+    exported = set(read_json(folder / MARK).get("files", ())) if MARK in names else set()
+    if others := sorted(names - exported):
+        raise BenchError(f"{folder} holds {', '.join(others[:3])}, which no export wrote; name a new or empty folder")
+    return [folder / name for name in names]
 
 
-def _replace(folder: Path, held: Sequence[Path], new: Path) -> None:
-    """Put a new export in the place of an earlier one."""
+def _replace(folder: Path, files: Sequence[Path], new: Path) -> None:
+    """Replace an earlier export by a new one."""
     try:
-        for path in held:
+        for path in files:
             path.unlink()
         if folder.exists():
             folder.rmdir()
@@ -141,7 +136,7 @@ def _replace(folder: Path, held: Sequence[Path], new: Path) -> None:
 
 
 def _labels(stage: Stage, run: Run, output: Path) -> tuple[str, ...]:
-    """The names of the classes: from the data, else from a score per class, else none."""
+    """The names of the classes: from the data, else from a score per class, else ()."""
     data = stage.data.get("train")
     if data is None or not stage.model.classes:
         return ()
@@ -150,40 +145,40 @@ def _labels(stage: Stage, run: Run, output: Path) -> tuple[str, ...]:
         settings = read_settings(run)
         root = data.root or settings.roots.get(data.dataset)
         names = open_source(SplitRequest(data.dataset, data.split, root, data.options)).classes
-    except (BenchError, OSError):  # the data lie elsewhere, or nowhere any more
-        names = next((tuple(one.results.get("per_class", {})) for one in _scored(run, output)), ())
+    except (BenchError, OSError):  # the data are on another machine, or deleted
+        names = next((tuple(scored.results.get("per_class", {})) for scored in _scored_runs(run, output)), ())
     return tuple(names) if len(names) == stage.model.classes else ()
 
 
-def _scored(run: Run, output: Path) -> list[Scored]:
-    """The finished evaluations of a run's network, beside it or under the output folder."""
+def _scored_runs(run: Run, output: Path) -> list[ScoredRun]:
+    """The finished evaluations of a run's network, beside it or in the output folder."""
     key = run.stage().key
-    found: dict[str, Scored] = {}
+    scored: dict[str, ScoredRun] = {}  # by key, since an evaluation may lie in both
     for other in (*all_runs(run.output), *all_runs(output)):
         try:
             stage = other.stage()
             if stage.kind == "evaluate" and stage.parents.get("model") == key and other.is_done():
-                found[stage.key] = Scored(stage, other.results())
+                scored[stage.key] = ScoredRun(stage, other.results())
         except BenchError:
-            continue  # another version's run says nothing about this one
-    return list(found.values())
+            continue  # a run of another version, which this one cannot read
+    return list(scored.values())
 
 
 def chain(run: Run) -> list[Run]:
-    """The runs that led to a run, itself last, as far as they can still be read."""
-    stage, before = run.stage(), []
+    """The runs that a run builds on, itself last, as far as they can still be read."""
+    stage, earlier = run.stage(), []
     folders = read_settings(run).parents if stage.parents else {}
     for key in stage.parents.values():
         parent = Run(Path(folders.get(key, "")))
         if key in folders and parent.path("stage.json").is_file():
-            before += chain(parent)
-    return [*before, run]
+            earlier += chain(parent)
+    return [*earlier, run]
 
 
-def _facts(run: Run, to: str, purpose: str, name: str, output: Path) -> Facts:
+def _card_facts(run: Run, to: str, purpose: str, name: str, output: Path) -> CardFacts:
     runs = chain(run)
     environment = run.path("environment.json")
-    return Facts(
+    return CardFacts(
         name=name,
         to=to,
         purpose=purpose,
@@ -191,13 +186,13 @@ def _facts(run: Run, to: str, purpose: str, name: str, output: Path) -> Facts:
         folders=[each.root.name for each in runs],
         trained=run.results(),
         environment=read_json(environment) if environment.is_file() else {},
-        scored=_scored(run, output),
+        scored=_scored_runs(run, output),
         classes=run.stage().model.classes,
     )
 
 
 def _token(repository: str) -> str:
-    """The user's token for the hub. BenchError when there is none, or the hub is switched off."""
+    """The user's token for the hub. BenchError when there is none, or HF_HUB_OFFLINE is set."""
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -208,14 +203,14 @@ def _token(repository: str) -> str:
     token = huggingface_hub.get_token()
     if not token:
         raise BenchError(
-            f"--push {repository}: no token for the Hugging Face hub; run `hf auth login`, or set HF_TOKEN to one that "
-            "may write"
+            f"--push {repository}: no token for the Hugging Face hub; run `hf auth login`, or set HF_TOKEN to a token "
+            "with write permission"
         )
     return token
 
 
 def _push(repository: str, folder: Path, files: Sequence[str], token: str) -> str:
-    """Upload the exported files; a repository that is not there yet is made, private. Returns its address."""
+    """Upload the exported files; a repository that does not exist yet is created, private. Returns its address."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 

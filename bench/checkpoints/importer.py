@@ -1,13 +1,14 @@
-"""`bench import`: what a published checkpoint is, what became of its tensors, and the same in our layout.
+"""`bench import`: read a published checkpoint, report what it is, and write it in our layout.
 
 final/model.safetensors    weights under our names
-imported.json              the network, where the weights are from, and what they are by content
+imported.json              the network, where the weights are from, and their digest
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,18 @@ BLOCK = re.compile(r"\.(\d+)\.")
 Row = dict[str, str]
 
 
-def bring_in(
+def locate_and_read(
     source: str, *, partial: bool = False, heads: int = 0, output: Path = Path("results")
 ) -> tuple[LocatedWeights, ConvertedCheckpoint]:
     """Find and read published weights. output: where runs are looked for by the beginning of their name.
 
     heads: of attention, where a bare file does not tell.
     """
-    found = locate(source, output)
-    return found, conversion.read(found.path, partial=partial, heads=heads)._replace(source=source)
+    located = locate(source, output)
+    return located, replace(conversion.read(located.path, partial=partial, heads=heads), source=source)
 
 
-def save(found: LocatedWeights, checkpoint: ConvertedCheckpoint, folder: Path) -> Path:
+def save(located: LocatedWeights, checkpoint: ConvertedCheckpoint, folder: Path) -> Path:
     """Write a checkpoint in our layout; start_from and `bench evaluate` take the folder. Returns the folder.
 
     BenchError for a folder that holds anything but an earlier import.
@@ -46,16 +47,16 @@ def save(found: LocatedWeights, checkpoint: ConvertedCheckpoint, folder: Path) -
     facts = {
         "format": FORMAT,
         "bench": bench.__version__,
-        "revision": found.revision,
+        "revision": located.revision,
         "sha256": digest_of([folder / OURS]),
-        **described(checkpoint),
+        **checkpoint_facts(checkpoint),
     }
     write_json(folder / IMPORTED, facts)
     return folder
 
 
-def described(checkpoint: ConvertedCheckpoint) -> dict[str, Any]:
-    """What a checkpoint is, for programs."""
+def checkpoint_facts(checkpoint: ConvertedCheckpoint) -> dict[str, Any]:
+    """What a checkpoint is, as JSON values."""
     return {
         "source": checkpoint.source,
         "digest": checkpoint.digest,
@@ -70,14 +71,14 @@ def described(checkpoint: ConvertedCheckpoint) -> dict[str, Any]:
     }
 
 
-def facts_rows(found: LocatedWeights, checkpoint: ConvertedCheckpoint) -> list[Row]:
-    """What a checkpoint is, for people."""
+def facts_rows(located: LocatedWeights, checkpoint: ConvertedCheckpoint) -> list[Row]:
+    """What a checkpoint is, as rows of a table."""
     model = checkpoint.model
     network = f"{model.trunk}, width {model.width}, depth {model.depth}, {model.heads} heads, patch {model.patch_size}"
     head = f", decoder {model.decoder}" if model.decoder else ""
     size = "" if "x" in model.size or not model.size else f" ({model.size})"
     facts = {
-        "from": f"{found.path}" + (f", revision {found.revision[:12]}" if found.revision else ""),
+        "from": f"{located.path}" + (f", revision {located.revision[:12]}" if located.revision else ""),
         "sha256": checkpoint.digest,
         "family": checkpoint.family,
         "made for": checkpoint.purpose,
@@ -94,24 +95,24 @@ def facts_rows(found: LocatedWeights, checkpoint: ConvertedCheckpoint) -> list[R
 
 
 def report_rows(checkpoint: ConvertedCheckpoint) -> list[Row]:
-    """What became of every tensor; those that differ only in the number of their block share a row."""
+    """What became of each tensor; those that differ only in the number of their block share a row."""
     return [
-        {"tensors": str(len(numbers)), "became": state, "name": _named(name, numbers)}
+        {"tensors": str(len(numbers)), "became": state, "name": _with_range(name, numbers)}
         for state, keys in checkpoint.report._asdict().items()
-        for name, numbers in _grouped(keys).items()
+        for name, numbers in _group_blocks(keys).items()
     ]
 
 
-def _grouped(keys: Iterable[str]) -> dict[str, list[int]]:
-    """Names with {} for the first number in them -> the numbers, -1 where there is none."""
-    found: dict[str, list[int]] = {}
+def _group_blocks(keys: Iterable[str]) -> dict[str, list[int]]:
+    """Names with {} for the first number in them -> the numbers; -1 where there is none."""
+    groups: dict[str, list[int]] = {}
     for key in keys:
-        number = BLOCK.search(key)
-        name = BLOCK.sub(".{}.", key, count=1) if number else key
-        found.setdefault(name, []).append(int(number[1]) if number else -1)
-    return found
+        match = BLOCK.search(key)
+        name = BLOCK.sub(".{}.", key, count=1) if match else key
+        groups.setdefault(name, []).append(int(match[1]) if match else -1)
+    return groups
 
 
-def _named(name: str, numbers: list[int]) -> str:
+def _with_range(name: str, numbers: list[int]) -> str:
     low, high = min(numbers), max(numbers)
     return name.replace("{}", str(low) if low == high else f"{low}-{high}")

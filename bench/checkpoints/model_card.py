@@ -1,9 +1,10 @@
-"""The model card of an exported network: what it is, what it reached by which protocol, and where it comes from."""
+"""The model card of an exported network: what it is, its scores and their protocol, and its provenance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bench import methods
@@ -27,36 +28,37 @@ NOT_PILLOW = (
 )
 
 
-class Scored(NamedTuple):
-    """An evaluation of the network: its stage, and what it found."""
+class ScoredRun(NamedTuple):
+    """A finished evaluation of the network: its stage and its results.json."""
 
     stage: Stage
     results: Mapping[str, Any]
 
 
-class Facts(NamedTuple):
-    """All that a card tells. `chain`: the stages that led to the network, itself last; `names` of its run folders."""
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """All that a card is written from."""
 
     name: str
     to: str
     purpose: str
-    chain: Sequence[Stage]
-    folders: Sequence[str]
+    chain: Sequence[Stage]  # the stages that the network builds on, its own last
+    folders: Sequence[str]  # names of their run folders
     trained: Mapping[str, Any]  # results of the last stage
     environment: Mapping[str, Any]
-    scored: Sequence[Scored]
+    scored: Sequence[ScoredRun]
     classes: int
 
     @property
     def stage(self) -> Stage:
-        """The stage that learned the network."""
+        """The stage that trained the network."""
         return self.chain[-1]
 
 
-def card(facts: Facts) -> str:
-    """README.md: YAML for the hub, then the text."""
+def write_card(facts: CardFacts) -> str:
+    """The text of README.md: YAML for the hub, then Markdown."""
     parts = [
-        f"---\n{_front(facts)}\n---",
+        f"---\n{_front_matter(facts)}\n---",
         f"# {facts.name}",
         _summary(facts),
         _usage(facts),
@@ -72,44 +74,44 @@ def card(facts: Facts) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front(facts: Facts) -> str:
-    """What the hub reads: library, task, metrics and model-index."""
+def _front_matter(facts: CardFacts) -> str:
+    """The YAML that the hub reads: library, task, metrics and model-index."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    found = [
+    results = [
         EvalResult(
             task_type=TASKS[facts.purpose],
-            dataset_type=one.stage.data["val"].dataset,
-            dataset_name=one.stage.task,
-            dataset_split=one.stage.data["val"].split,
+            dataset_type=run.stage.data["val"].dataset,
+            dataset_name=run.stage.task,
+            dataset_split=run.stage.data["val"].split,
             metric_type=METRICS[name][0],
             metric_name=METRICS[name][1],
             metric_value=round(float(value), 4),
         )
-        for one in facts.scored
-        for name, value in one.results["metrics"].items()
+        for run in facts.scored
+        for name, value in run.results["metrics"].items()
         if name in METRICS
     ]
     data = ModelCardData(
         library_name=LIBRARIES[facts.to],
         pipeline_tag=TASKS[facts.purpose],
-        tags=["vision", facts.stage.method, *(["bench"])],
-        metrics=sorted({result.metric_type for result in found}) or None,
-        base_model=_base(facts.chain),
+        tags=["vision", facts.stage.method, "bench"],
+        metrics=sorted({result.metric_type for result in results}) or None,
+        base_model=_base_model(facts.chain),
         model_name=facts.name,
-        eval_results=found or None,
+        eval_results=results or None,
     )
     return str(data.to_yaml()).strip()
 
 
-def _base(chain: Iterable[Stage]) -> str | None:
-    """The hub model that the network goes back to, if any."""
+def _base_model(chain: Iterable[Stage]) -> str | None:
+    """The hub model that training started from, if any."""
     return next(
         (stage.start.id for stage in chain if stage.start and stage.start.revision and "/" in stage.start.id), None
     )
 
 
-def _summary(facts: Facts) -> str:
+def _summary(facts: CardFacts) -> str:
     stage, method = facts.stage, _method(facts.stage)
     title = method.title if method else stage.method
     model = stage.model
@@ -132,13 +134,13 @@ def _method(stage: Stage) -> Method | None:
     try:
         return methods.read(stage.method)
     except BenchError:
-        return None  # of a package that is not installed here; the run says the rest
+        return None  # of a package that is not installed here
 
 
-def _usage(facts: Facts) -> str:
+def _usage(facts: CardFacts) -> str:
     if facts.to == "timm":
-        made = f"timm.create_model('local-dir:{facts.name}', pretrained=True)"
-        return f"```python\nimport timm\n\nmodel = {made}.eval()\n```"
+        call = f"timm.create_model('local-dir:{facts.name}', pretrained=True)"
+        return f"```python\nimport timm\n\nmodel = {call}.eval()\n```"
     if facts.to == "authors":
         return "```python\nimport torch\n\nstate = torch.load('checkpoint.pth', weights_only=True)['model']\n```"
     loader, answer = LOADED[facts.purpose]
@@ -150,49 +152,48 @@ def _usage(facts: Facts) -> str:
     )
 
 
-def _results(facts: Facts) -> str:
+def _results(facts: CardFacts) -> str:
     if not facts.scored:
         return "Not scored: no finished evaluation of this run was found beside it."
     rows = [
-        [one.stage.task, f"{data.dataset}/{data.split}", name, f"{float(value):.2f}", str(one.results.get("n", "?")),
-         "yes" if one.results.get("reportable") else "**no**", f"`{one.stage.key}`"]
-        for one in facts.scored
-        for data in [one.stage.data["val"]]
-        for name, value in one.results["metrics"].items()
+        [run.stage.task, f"{data.dataset}/{data.split}", name, f"{float(value):.2f}", str(run.results.get("n", "?")),
+         "yes" if run.results.get("reportable") else "**no**", f"`{run.stage.key}`"]
+        for run in facts.scored
+        for data in [run.stage.data["val"]]
+        for name, value in run.results["metrics"].items()
         if isinstance(value, int | float)
     ]  # fmt: skip
     table = _table(["task", "split", "metric", "value", "images", "reportable", "run key"], rows)
-    why = [text for one in facts.scored for text in one.results.get("not_reportable_because", [])]
-    return "\n\n".join([table, *(f"Not reportable: {text}." for text in dict.fromkeys(why))])
+    reasons = [text for run in facts.scored for text in run.results.get("not_reportable_because", [])]
+    return "\n\n".join([table, *(f"Not reportable: {text}." for text in dict.fromkeys(reasons))])
 
 
-def _protocol(facts: Facts) -> str:
-    """How pictures are prepared for scoring, and how maps are seen."""
+def _protocol(facts: CardFacts) -> str:
+    """The preprocessing for scoring, and for segmentation the sliding windows, scales and flips."""
     protocol, window = facts.stage.protocol, facts.stage.model.image_size
-    maps = facts.purpose == "segment"
-    side = protocol.resolution if maps else short_side(protocol)
-    told = f"Squeezed to {side} x {side} pixels" if protocol.whole else f"Short side to {side} pixels"
-    cut = "" if maps else f", the {protocol.resolution} x {protocol.resolution} pixels in the centre"
+    segmentation = facts.purpose == "segment"
+    side = protocol.resolution if segmentation else short_side(protocol)
+    resize = f"Resized to {side} x {side} pixels" if protocol.whole else f"Short side resized to {side} pixels"
+    crop = "" if segmentation else f", centre crop of {protocol.resolution} x {protocol.resolution} pixels"
     values = f"minus {_values(protocol.mean)}, divided by {_values(protocol.std)}"
-    text = f"{told}{cut}; {protocol.interpolation} by Pillow; pixels in [0, 1], {values}."
-    if not maps:
+    text = f"{resize}{crop}; {protocol.interpolation} by Pillow; pixels in [0, 1], {values}."
+    if not segmentation:
         return text
-    seen = (
-        "" if protocol.whole else f" Seen through windows of {window} pixels, {protocol.stride or 'two thirds'} apart."
-    )
+    stride = protocol.stride or "two thirds of a window"
+    windows = "" if protocol.whole else f" Sliding windows of {window} pixels, {stride} apart."
     sizes = f" At {_values(protocol.scales)} times that size." if protocol.scales != (1.0,) else ""
-    mirrored = " Also as a mirror image." if protocol.flip else ""
-    return f"{text}{seen}{sizes}{mirrored}"
+    flips = " Also on the mirror image." if protocol.flip else ""
+    return f"{text}{windows}{sizes}{flips}"
 
 
 def short_side(protocol: Protocol) -> int:
-    """Pixels of the short side before the centre is cut out, as in `transforms.eval_view`."""
+    """Pixels of the short side before the centre crop, as in `transforms.eval_view`."""
     return math.floor(protocol.resolution / protocol.crop_ratio + 1e-6)
 
 
-def _provenance(facts: Facts) -> str:
+def _provenance(facts: CardFacts) -> str:
     lines = [
-        f"- {stage.kind}: `{folder}`, key `{stage.key}`, seed {stage.seed}{_begun(stage)}"
+        f"- {stage.kind}: `{folder}`, key `{stage.key}`, seed {stage.seed}{_start(stage)}"
         for stage, folder in zip(facts.chain, facts.folders, strict=True)
     ]
     git, packages = facts.environment.get("git") or {}, facts.environment.get("packages") or {}
@@ -208,7 +209,7 @@ def _provenance(facts: Facts) -> str:
     return "\n".join(line for line in lines if line != "- ")
 
 
-def _begun(stage: Stage) -> str:
+def _start(stage: Stage) -> str:
     return f", starts from {stage.start.name}, whose training is not counted here" if stage.start else ""
 
 

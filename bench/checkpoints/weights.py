@@ -1,4 +1,4 @@
-"""Weights as safetensors files: written whole or not at all, damage noticed when they are read."""
+"""Save and load weights as safetensors files, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Weights = dict[str, Tensor]
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint that differs from what was written."""
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Weights as safetensors, written like every other file: whole or not at all."""
+    """Write weights as a safetensors file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_weights(temporary, weights)
+        write_weights(temporary, weights)
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from None
+        raise unwritable_weights(path, error) from None
 
 
 def load_weights(path: Path) -> Weights:
-    """Weights of a finished stage, on the CPU; BenchError when the file is missing or damaged."""
+    """Load the weights of a finished stage onto the CPU; BenchError when the file is missing or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -42,19 +42,22 @@ def load_weights(path: Path) -> Weights:
         raise BenchError(f"{path} is damaged ({error}); delete its run folder to compute it again") from None
 
 
-def _write_weights(path: Path, weights: Weights) -> None:
-    """On the CPU and each with memory of its own, as the format wants them."""
+def write_weights(path: Path, weights: Weights) -> None:
+    """Write weights as a safetensors file in place, and sync it to disk."""
+    # On the CPU and each with memory of its own: safetensors refuses tensors that share memory.
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, path)
-    _sync(path)
+    sync_file(path)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Wait until a file is on disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _unwritable(path: Path, error: BaseException) -> BenchError:
-    """The error of the file system; torch and safetensors raise their own on top of it."""
+def unwritable_weights(path: Path, error: BaseException) -> BenchError:
+    """The BenchError for weights that cannot be written, with the file system's reason."""
+    # torch and safetensors raise errors of their own, with the OSError as their context.
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__

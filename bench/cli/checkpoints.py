@@ -25,20 +25,22 @@ class Target(StrEnum):
 
 def import_(
     source: Annotated[str, typer.Argument(metavar="PATH-OR-ID", help=SOURCE_HELP)],
-    partial: Annotated[bool, typer.Option("--partial", help="Go on without what is unexpected or missing.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Read the rest if tensors are unexpected or missing.")
+    ] = False,
     heads: Annotated[int, typer.Option(min=0, help="Attention heads, where a bare file does not tell.")] = 0,
     to: Annotated[Path | None, typer.Option(help=TO_HELP)] = None,
     output_dir: OutputDir = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Read a published checkpoint: what it is, and what becomes of each of its tensors."""
+    """Read a published checkpoint: what it is, and what became of each tensor."""
     from bench.checkpoints import importer
 
-    found, checkpoint = importer.bring_in(source, partial=partial, heads=heads, output=output_dir)
-    folder = None if to is None else importer.save(found, checkpoint, to)
+    located, checkpoint = importer.locate_and_read(source, partial=partial, heads=heads, output=output_dir)
+    folder = None if to is None else importer.save(located, checkpoint, to)
     if as_json:
-        return emit({**importer.described(checkpoint), "folder": None if folder is None else str(folder)})
-    emit(_read(importer.facts_rows(found, checkpoint), importer.report_rows(checkpoint)))
+        return emit({**importer.checkpoint_facts(checkpoint), "folder": None if folder is None else str(folder)})
+    emit(_render(importer.facts_rows(located, checkpoint), importer.report_rows(checkpoint)))
     if folder is not None:
         emit(f"\nwritten to {folder}; a stage starts from it by --set finetune.start_from={folder}")
 
@@ -51,19 +53,19 @@ def export(
     output_dir: OutputDir = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Write what a run learned for others: weights, preprocessing, and a model card with results and provenance."""
+    """Write a trained network for others: weights, preprocessing, and a model card with results and provenance."""
     from bench.checkpoints import exporter, locate
 
-    done = exporter.export(locate.find(run, output_dir), to.value, folder, output=output_dir, push=push)
+    written = exporter.export(locate.find(run, output_dir), to.value, folder, output=output_dir, push=push)
     if as_json:
-        return emit({**done._asdict(), "folder": str(done.folder)})
-    emit(f"{done.run} as {to.value} in {done.folder}: {', '.join(done.files)}")
-    if done.url:
-        emit(f"pushed to {done.url}")
+        return emit({**written._asdict(), "folder": str(written.folder)})
+    emit(f"{written.run} as {to.value} in {written.folder}: {', '.join(written.files)}")
+    if written.url:
+        emit(f"pushed to {written.url}")
 
 
-def _read(facts: list[dict[str, str]], report: list[dict[str, str]]) -> str:
-    """What a checkpoint is, then its tensors."""
+def _render(facts: list[dict[str, str]], report: list[dict[str, str]]) -> str:
+    """What a checkpoint is, then the report on its tensors."""
     from bench.cli.formatting import aligned
 
     width = max(len(row["fact"]) for row in facts)

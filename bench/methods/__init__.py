@@ -19,16 +19,18 @@ from bench.errors import BenchError, parse, read_toml, unknown
 if TYPE_CHECKING:
     from bench.methods.objective import Objective
 
-View = Callable[[dict[str, Any]], dict[str, Any]]  # a sample as the objective wants it, in a loader's worker
-Parts = dict[str, Any]  # networks of earlier stages, loaded, by role: tokenizer, teacher
+View = Callable[[dict[str, Any]], dict[str, Any]]  # from a sample to what a batch holds of it; runs in a loader worker
+Parts = dict[str, Any]  # trained objectives of earlier stages, by role: tokenizer, teacher
 
 
 class MethodModule(Protocol):
-    """What NAME.py has: the views and the objective of the stages that are the method's own."""
+    """What NAME.py must have, for stages of kind 'pretrain' or 'supervised'; the other kinds are the same for all."""
 
-    def view(self, stage: Stage) -> View: ...
+    def view(self, stage: Stage) -> View:
+        """The transform of one sample of the training split; its random draws come from the global generators."""
 
-    def objective(self, stage: Stage, parts: Parts) -> Objective: ...
+    def objective(self, stage: Stage, parts: Parts) -> Objective:
+        """The objective with starting weights, drawn from torch's global generator."""
 
 
 def names() -> list[str]:
@@ -59,14 +61,14 @@ def _module(name: str) -> str:
 
 @cache
 def _modules() -> dict[str, str]:
-    """Method -> module that holds its code."""
+    """The module of each method, by the method's name; ours take precedence over those of other packages."""
     ours = {path.stem: f"{__name__}.{path.stem}" for path in Path(__file__).parent.glob("*.toml")}
     return {entry.name: entry.value for entry in entry_points(group="bench.methods")} | ours
 
 
 def _file(module: str) -> Path:
     """NAME.toml beside the module, found without importing it."""
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
         raise BenchError(f"the entry point of a method names {module}, which is not installed")
-    return Path(found.origin).with_suffix(".toml")
+    return Path(spec.origin).with_suffix(".toml")

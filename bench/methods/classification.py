@@ -5,7 +5,8 @@ Shapes: B images, N patches, D width, C classes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from bench.models.init import initialise
 from bench.pipeline.mixup import Mixer
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Loss:
     """Classification loss of (B, C) logits, summed over images."""
 
     kind: str = "softmax"  # or sigmoid: one yes-or-no question per class, their losses added (big_vision losses.py)
@@ -78,42 +80,38 @@ class Classify(Objective):
         return batch["target"] if "target" in batch else self.loss.target(batch["label"], self.classes)
 
     def scalars(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """How many are right, unless the images are mixed and no answer is simply right."""
+        """{"accuracy": the number of right predictions}; {} for mixed images, of which none is simply right."""
         return {} if "target" in batch else {"accuracy": (logits.argmax(-1) == batch["label"]).float().sum()}
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
-        """What the head's classifier reads of each image, (B, D): for nearest neighbours."""
+        """Input of the head's classifier, (B, D): for nearest neighbours."""
         return self.head.features(self.backbone.norm(self.backbone(batch["image"]).tokens))
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, np.ndarray]:
         """Image, label, prediction, and the attention (B, g, g) of the last block's class token, if there is one."""
-        seen = {"image": batch["image"], "label": batch["label"]}
-        seen["prediction"] = self.predict(batch)["logits"].argmax(-1)
+        tensors = {"image": batch["image"], "label": batch["label"]}
+        tensors["prediction"] = self.predict(batch)["logits"].argmax(-1)
         if isinstance(self.backbone, Backbone):
             attention = self.backbone.attention_map(batch["image"]).mean(dim=1)
-            seen["attention"] = attention.unflatten(1, (self.backbone.grid, self.backbone.grid))
-        return arrays(seen)
+            tensors["attention"] = attention.unflatten(1, (self.backbone.grid, self.backbone.grid))
+        return arrays(tensors)
 
 
-def mixer(recipe: Recipe, classes: int) -> Mixer | None:
-    """Mixup and CutMix, when the recipe has either."""
-    return Mixer(recipe, classes) if recipe.mixup or recipe.cutmix else None
-
-
-def classify(
+def build_classifier(
     model: Model, recipe: Recipe, *, style: str | None = None, bias: float = 0.0, representation: bool = False
 ) -> Classify:
-    """The classifier of a stage, from its starting weights: supervised learning, fine-tuning, or a teacher.
+    """Build the classifier of a stage with starting weights: supervised training, fine-tuning, or a teacher.
 
-    style: of the starting weights; by default the fine-tuning style of the trunk's authors.
+    style: of initialisation, see `initialise`; by default the fine-tuning style of the trunk's authors.
     bias, representation: of the head, see ClassificationHead.
     """
-    loss, mixing = Loss(recipe.loss, recipe.label_smoothing), mixer(recipe, model.classes)
+    loss = Loss(recipe.loss, recipe.label_smoothing)
+    mixer = Mixer(recipe, model.classes) if recipe.mixup or recipe.cutmix else None
     if model.trunk.startswith(CONVNET):
-        return Classify(convnet(model, recipe), None, classes=model.classes, loss=loss, mixer=mixing)
-    backbone = _trunk(model, recipe, norm=recipe.pool == "token", style=style)
+        return Classify(convnet(model, recipe), None, classes=model.classes, loss=loss, mixer=mixer)
+    backbone = initialised_backbone(model, recipe, norm=recipe.pool == "token", style=style)
     head = ClassificationHead(
         model.width,
         model.classes,
@@ -124,11 +122,12 @@ def classify(
         representation=representation,
         eps=model.norm_eps,
     )
-    found = Classify(backbone, head, classes=model.classes, loss=loss, mixer=mixing)
-    return found.freeze_backbone() if recipe.freeze else found
+    objective = Classify(backbone, head, classes=model.classes, loss=loss, mixer=mixer)
+    return objective.freeze_backbone() if recipe.freeze else objective
 
 
-def _trunk(model: Model, recipe: Recipe, *, norm: bool, style: str | None = None) -> Backbone:
+def initialised_backbone(model: Model, recipe: Recipe, *, norm: bool, style: str | None = None) -> Backbone:
+    """A backbone for fine-tuning or supervised training, initialised in the style of the trunk's authors."""
     backbone = build(model, recipe, norm=norm)
     initialise(backbone, style or ("beit-finetune" if model.trunk == "beit" else "deit"), model.init_std)
     return backbone

@@ -9,7 +9,8 @@ adds probabilities.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from bench.config.schema import Model, Protocol, Scalar
 from bench.config.stage import Stage
 from bench.errors import BenchError, unknown
 from bench.methods import Parts, View
-from bench.methods.classification import Classify, Loss, classify
+from bench.methods.classification import Classify, Loss, build_classifier
 from bench.methods.objective import Batch, Objective, count
 from bench.models.backbone import CONVNET, convnet
 from bench.pipeline.transforms import train_view
@@ -37,23 +38,26 @@ def view(stage: Stage) -> View:
 def objective(stage: Stage, parts: Parts) -> Objective:
     """A classifier from starting weights; with a teacher unless options.distillation is none."""
     assert stage.recipe
-    student, rule = classify(stage.model, stage.recipe), distillation(stage.options)
-    return student if rule.kind == "none" else Distil(student, teacher(stage, parts), rule)
+    student, distillation = build_classifier(stage.model, stage.recipe), read_distillation(stage.options)
+    if distillation.kind == "none":
+        return student
+    return Distil(student, load_teacher(stage, parts), distillation)
 
 
-class Distillation(NamedTuple):
-    """How the teacher's logits become a loss, and how much it counts."""
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """The distillation loss and its weight."""
 
     kind: str = "hard"
-    alpha: float = 0.5  # weight of the teacher; the labels have the rest
-    tau: float = 1.0
-    soft_scaling: str = "authors"
+    alpha: float = 0.5  # weight of the distillation loss; the labels have 1 - alpha
+    tau: float = 1.0  # temperature of soft distillation
+    soft_scaling: str = "authors"  # of soft distillation: divided by the number of classes; or batchmean: not
 
     def loss(self, logits: Tensor, teacher: Tensor) -> Tensor:
         """Loss of the student's logits (B, C) against the teacher's, summed over images.
 
-        hard: cross entropy with the teacher's answer (P-DeiT equation 3). soft: tau**2 times the divergence from the
-        teacher's probabilities at temperature tau (equation 2), which the authors' losses.py divides by C as well.
+        hard: cross entropy with the teacher's prediction (P-DeiT equation 3). soft: tau**2 times the KL divergence from
+        the teacher's probabilities at temperature tau (equation 2), which the authors' losses.py divides by C as well.
         """
         logits, teacher = logits.float(), teacher.float()
         if self.kind == "hard":
@@ -63,8 +67,8 @@ class Distillation(NamedTuple):
         return divergence / logits.shape[-1] if self.soft_scaling == "authors" else divergence
 
 
-def distillation(options: dict[str, Scalar]) -> Distillation:
-    """The rule that a stage's options describe. BenchError for a word that means nothing."""
+def read_distillation(options: dict[str, Scalar]) -> Distillation:
+    """The distillation that a stage's options describe. BenchError for an unknown word."""
     for key, known in (("distillation", KINDS), ("soft_scaling", SCALINGS)):
         if options[key] not in known:
             raise unknown(f"supervised.options.{key}", str(options[key]), known)
@@ -73,7 +77,7 @@ def distillation(options: dict[str, Scalar]) -> Distillation:
 
 
 class Distil(Classify):
-    """Labels for the class token's head, a frozen teacher for the distillation token's.
+    """The class token's head learns the labels, the distillation token's head a frozen teacher.
 
     Student and teacher see the same augmented and mixed images. Without a distillation token one head learns both.
     """
@@ -81,30 +85,31 @@ class Distil(Classify):
     frozen = ("teacher",)
     teacher: Classify
 
-    def __init__(self, student: Classify, teacher: Classify, rule: Distillation) -> None:
+    def __init__(self, student: Classify, teacher: Classify, distillation: Distillation) -> None:
         super().__init__(
             student.backbone, student.head, classes=student.classes, loss=student.loss, mixer=student.mixer
         )
-        self.teacher, self.rule = teacher, rule
+        self.teacher, self.distillation = teacher, distillation
         self.freeze()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         outputs, target = self.predict(batch), self.target(batch)
         with torch.no_grad():
-            answer = self.teacher.predict(batch)["logits"]
-        followed = outputs.get("dist", outputs["logits"])
-        labels = self.loss(outputs.get("cls", outputs["logits"]), target)
-        imitation = self.rule.loss(followed, answer)
+            teacher = self.teacher.predict(batch)["logits"]
+        student = outputs.get("dist", outputs["logits"])
+        label_loss = self.loss(outputs.get("cls", outputs["logits"]), target)
+        teacher_loss = self.distillation.loss(student, teacher)
+        alpha = self.distillation.alpha
         return {
-            "loss": (1 - self.rule.alpha) * labels + self.rule.alpha * imitation,
+            "loss": (1 - alpha) * label_loss + alpha * teacher_loss,
             "count": count(target),
-            "label_loss": labels.detach(),
-            "teacher_loss": imitation.detach(),
-            "teacher_agreement": (followed.argmax(-1) == answer.argmax(-1)).float().sum(),
+            "label_loss": label_loss.detach(),
+            "teacher_loss": teacher_loss.detach(),
+            "teacher_agreement": (student.argmax(-1) == teacher.argmax(-1)).float().sum(),
         } | self.scalars(outputs["logits"], batch)
 
 
-def teacher(stage: Stage, parts: Parts) -> Classify:
+def load_teacher(stage: Stage, parts: Parts) -> Classify:
     """The teacher stage's classifier, or a timm model with its published weights (options.teacher)."""
     name = str(stage.options["teacher"])
     if name == "stage":
@@ -114,14 +119,14 @@ def teacher(stage: Stage, parts: Parts) -> Classify:
     network, classes = convnet(Model(trunk=f"{CONVNET}{name}"), pretrained=True), stage.model.classes
     if network.num_classes != classes:
         raise BenchError(
-            f"supervised.options.teacher = {name!r} answers with {network.num_classes} classes, the task has "
+            f"supervised.options.teacher = {name!r} has {network.num_classes} classes, the task has "
             f"{classes}; 'stage' trains a teacher on the task"
         )
     return Classify(Restandardised(network, stage.protocol), None, classes=classes, loss=Loss())
 
 
 class Restandardised(nn.Module):
-    """A published network that was trained on images standardised in another way than this stage's."""
+    """A network for images standardised with its own mean and deviation, given images standardised by this stage's."""
 
     scale: Tensor
     shift: Tensor

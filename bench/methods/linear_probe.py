@@ -16,7 +16,7 @@ from bench.models.heads import LayerwiseProbe
 
 
 class LinearProbe(Classify):
-    """Linear classifiers on a backbone that does not learn: how much of the classes its features already tell.
+    """Linear classifiers on the frozen features of a pretrained backbone.
 
     One per block, trained together, as BEiT run_linear_eval.py does. The backbone is in evaluation mode and is saved
     with the classifiers.
@@ -31,8 +31,8 @@ class LinearProbe(Classify):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         outputs, target = self.predict(batch), self.target(batch)
-        every = [self.loss(logits, target) for name, logits in outputs.items() if name != "logits"]
-        return {"loss": torch.stack(every).sum(), "count": count(target)} | self.scalars(outputs["logits"], batch)
+        losses = [self.loss(logits, target) for name, logits in outputs.items() if name != "logits"]
+        return {"loss": torch.stack(losses).sum(), "count": count(target)} | self.scalars(outputs["logits"], batch)
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
@@ -43,8 +43,11 @@ class LinearProbe(Classify):
         return self.backbone(batch["image"], layers=range(self.backbone.depth)).layers
 
 
-def probe(model: Model, *, layer: int = 0) -> LinearProbe:
-    """Linear classifiers on every block; the one scored is on block `layer`, by default three quarters up (P-BEiT)."""
+def build_probe(model: Model, *, layer: int = 0) -> LinearProbe:
+    """Build linear classifiers on every block; that of block `layer` (from 1) is scored, by default at three quarters.
+
+    Three quarters: blocks 9 of 12 (P-BEiT Table 9).
+    """
     layer = layer or math.ceil(0.75 * model.depth)
     if not 1 <= layer <= model.depth:
         raise BenchError(f"probe.options.layer = {layer}: the backbone has blocks 1 to {model.depth}")

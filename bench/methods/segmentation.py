@@ -1,4 +1,7 @@
-"""Semantic segmentation: a decoder on the backbone, cross-entropy over the pixels that count."""
+"""Semantic segmentation: a decoder on the backbone, cross entropy over labelled pixels.
+
+Shapes: B images, S x S pixels, C classes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.config.schema import Model, Recipe
 from bench.errors import BenchError
-from bench.methods.classification import _trunk
+from bench.methods.classification import initialised_backbone
 from bench.methods.objective import Batch, Objective, arrays
 from bench.models.backbone import Backbone
 from bench.models.heads import LinearSegmentation, SetrPup
@@ -22,9 +25,9 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {"linear": LinearSegmentation, "
 
 
 class Segment(Objective):
-    """Learn a label per pixel. A batch holds "map" (B, S, S); pixels of `ignore_label` count for nothing.
+    """Learn a label per pixel. A batch holds "map" (B, S, S); pixels of `ignore_label` have no loss.
 
-    decoder: reads the patches after the blocks that its `taps` number; see heads.py and decoders.py.
+    decoder: reads the patch tokens after each block in its `layers`; see models/heads.py and models/upernet.py.
     """
 
     backbone: Backbone
@@ -35,21 +38,18 @@ class Segment(Objective):
         self.backbone, self.decoder, self.ignore_label = backbone, decoder, ignore_label
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        layers = self.backbone(batch["image"], layers=self.decoder.taps).layers
+        layers = self.backbone(batch["image"], layers=self.decoder.layers).layers
         return self.decoder(*(self.backbone.patches(tokens) for tokens in layers))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The mean is over all pixels, also the ignored ones: mmsegmentation 0.11, losses/cross_entropy_loss.py.
-
-        "pixel_accuracy" is a share of the same pixels.
-        """
         outputs, labels = self.predict(batch), batch["map"].long()
         loss = self._loss(outputs["logits"], labels)
         if "auxiliary" in outputs:
             loss = loss + AUXILIARY_WEIGHT * self._loss(outputs["auxiliary"], labels)
         right = outputs["logits"].argmax(1) == labels
-        everywhere = torch.tensor(float(labels.numel()), device=labels.device)
-        return {"loss": loss, "count": everywhere, "pixel_accuracy": right.sum().float()}
+        # The mean is over all pixels, the ignored ones too: mmsegmentation 0.11, losses/cross_entropy_loss.py.
+        pixels = torch.tensor(float(labels.numel()), device=labels.device)
+        return {"loss": loss, "count": pixels, "pixel_accuracy": right.sum().float()}
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), labels, ignore_index=self.ignore_label, reduction="sum")
@@ -62,14 +62,14 @@ class Segment(Objective):
         return arrays({"image": batch["image"], "map": batch["map"], "prediction": prediction})
 
 
-def segment(model: Model, recipe: Recipe, *, ignore_label: int) -> Segment:
-    """The segmentation network of a stage, with the decoder that `model.decoder` names."""
+def build_segmenter(model: Model, recipe: Recipe, *, ignore_label: int) -> Segment:
+    """Build the segmentation network of a stage, with the decoder that `model.decoder` names."""
     if model.decoder not in DECODERS:
         raise BenchError(f"segmentation needs model.decoder, one of {', '.join(DECODERS)}, not {model.decoder!r}")
-    backbone = _trunk(model, recipe, norm=False)
+    backbone = initialised_backbone(model, recipe, norm=False)
     shape: dict[str, Any] = {"size": model.image_size, "depth": model.depth}
     if model.decoder != "linear":
         shape["patch_size"] = model.patch_size
     decoder = DECODERS[model.decoder](model.width, model.classes, **shape)
-    found = Segment(backbone, decoder, ignore_label=ignore_label)
-    return found.freeze_backbone() if recipe.freeze else found
+    objective = Segment(backbone, decoder, ignore_label=ignore_label)
+    return objective.freeze_backbone() if recipe.freeze else objective

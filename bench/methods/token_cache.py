@@ -1,8 +1,7 @@
-"""Words of images that are always seen alike, kept in a file: a tokenizer then looks at each image once.
+"""Cache of visual tokens on disk: with fixed views, a tokenizer encodes each image once and not in every epoch.
 
-An image that is seen alike in every epoch has the same words in every epoch. They lie as uint16 in one file under
-BENCH_CACHE, named by the tokenizer's weights, the data and the views, and are shared by all processes and runs.
-Shapes: B images, N words of an image.
+The visual tokens lie as uint16 in one file under BENCH_CACHE, named by the tokenizer's weights, the data and the views,
+and are shared by all processes and runs. Shapes: B images, N visual tokens per image.
 """
 
 from __future__ import annotations
@@ -21,61 +20,63 @@ from bench.errors import BenchError
 from bench.files import cache_folder
 from bench.models.dvae import Tokenizer
 
-UNKNOWN = np.iinfo(np.uint16).max  # no word has this number
+UNKNOWN = np.iinfo(np.uint16).max  # marks what is not encoded yet; no visual token has this number
 
 
-class KeptWords:
-    """The words of `images` images, as far as anybody has asked for them."""
+class TokenCache:
+    """Visual tokens of a data set's images, filled in as they are first used. per_image: N."""
 
-    def __init__(self, path: Path, images: int, words: int) -> None:
-        self.path, self.shape = path, (images, words)
-        self._words: np.memmap | None = None  # opened by the process that asks, not by the one that pickles
+    def __init__(self, path: Path, images: int, per_image: int) -> None:
+        self.path, self.shape = path, (images, per_image)
+        self._table: np.memmap | None = None  # opened at the first use, so that the cache can be pickled
 
     def __call__(self, index: Tensor, encode: Callable[[], Tensor]) -> Tensor:
-        """Words (B, N) int64 of the images numbered `index` (B,); `encode` finds those of all B if one is missing."""
-        known = self._open()
+        """Visual tokens (B, N) int64 of images `index` (B,). Calls `encode`, for all B, if any are missing."""
+        table = self._open()
         rows = index.numpy()
-        found = np.asarray(known[rows])
-        if (found == UNKNOWN).any():
-            fresh = encode().cpu().numpy().astype(np.uint16)
-            found = np.where(found == UNKNOWN, fresh, found)
-            known[rows] = found
-        return torch.from_numpy(found.astype(np.int64))
+        tokens = np.asarray(table[rows])
+        if (tokens == UNKNOWN).any():
+            encoded = encode().cpu().numpy().astype(np.uint16)
+            tokens = np.where(tokens == UNKNOWN, encoded, tokens)
+            table[rows] = tokens
+        return torch.from_numpy(tokens.astype(np.int64))
 
     def _open(self) -> np.memmap:
-        if self._words is None:
+        if self._table is None:
             try:
                 if not self.path.exists():
-                    self._begin()
-                self._words = np.lib.format.open_memmap(self.path, mode="r+")
+                    self._create()
+                self._table = np.lib.format.open_memmap(self.path, mode="r+")
             except (OSError, ValueError) as error:
-                raise BenchError(f"cannot keep words in {self.path}: {error}; set BENCH_CACHE elsewhere") from None
-            if self._words.shape != self.shape:
-                raise BenchError(f"{self.path} holds {self._words.shape} words, not {self.shape}; delete it")
-        return self._words
+                raise BenchError(
+                    f"cannot cache visual tokens in {self.path}: {error}; set BENCH_CACHE to another folder"
+                ) from None
+            if self._table.shape != self.shape:
+                raise BenchError(f"{self.path} has shape {self._table.shape} instead of {self.shape}; delete it")
+        return self._table
 
-    def _begin(self) -> None:
-        """A file without words, whole or absent; of two processes that begin it, the later one's stays."""
+    def _create(self) -> None:
+        """Create an empty table, whole or not at all; if two processes do, the later file replaces the earlier."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}")
         np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=self.shape)[:] = UNKNOWN
         temporary.rename(self.path)
 
 
-def kept_words(tokenizer: Tokenizer, data: Data, seen: object, words: int) -> KeptWords:
-    """The words that this tokenizer finds in these data; seen: all that decides how an image is seen, as JSON."""
-    if tokenizer.words > UNKNOWN:
+def build_token_cache(tokenizer: Tokenizer, data: Data, views: object, per_image: int) -> TokenCache:
+    """The cache for this tokenizer and these data. views: all that decides the view of an image, as JSON values."""
+    if tokenizer.vocab_size > UNKNOWN:
         raise BenchError(
-            f"a codebook of {tokenizer.words} words: pretrain.options.views = 'fixed' keeps {UNKNOWN} at most"
+            f"a codebook of {tokenizer.vocab_size} visual tokens; pretrain.options.views = 'fixed' takes {UNKNOWN}"
         )
-    name = digest(["words", weights_digest(tokenizer), data.identity, seen])
-    return KeptWords(cache_folder() / "words" / f"{name}.npy", data.images, words)
+    name = digest(["words", weights_digest(tokenizer), data.identity, views])
+    return TokenCache(cache_folder() / "words" / f"{name}.npy", data.images, per_image)
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Hash of all parameters and buffers, wherever they lie."""
-    found = hashlib.blake2b(digest_size=16)
+    """Hash of all parameters and buffers, on any device."""
+    hashed = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        hashed.update(name.encode())
+        hashed.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()

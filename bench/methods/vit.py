@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.config.stage import Stage
 from bench.methods import Parts, View
-from bench.methods.classification import classify
+from bench.methods.classification import build_classifier
 from bench.methods.objective import Objective
 from bench.pipeline.transforms import train_view
 
@@ -18,5 +18,11 @@ def view(stage: Stage) -> View:
 def objective(stage: Stage, parts: Parts) -> Objective:
     """A classifier from starting weights."""
     assert stage.recipe
-    style, bias, representation = (stage.options[key] for key in ("initialisation", "head_bias", "representation"))
-    return classify(stage.model, stage.recipe, style=str(style), bias=float(bias), representation=bool(representation))
+    options = stage.options
+    return build_classifier(
+        stage.model,
+        stage.recipe,
+        style=str(options["initialisation"]),
+        bias=float(options["head_bias"]),
+        representation=bool(options["representation"]),
+    )

@@ -1,1 +1,1 @@
-"""Networks: backbones, heads, decoders, tokenizers, initialisation."""
+"""Networks: backbones, heads, decoders, tokenizers, and how their weights start."""

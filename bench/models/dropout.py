@@ -1,7 +1,7 @@
-"""Dropout whose draws belong to the image, not to the process that happens to hold it.
+"""Dropout, drawn per image: the number of processes and gradient accumulation do not change it.
 
-Departs from this where attention is one fused kernel (on GPUs): that kernel draws its own dropout, seeded by the step
-and the process, so there a recipe with `attn_dropout` comes out the same only in distribution.
+Except in fused attention (on GPUs): that kernel draws its own dropout, seeded by the step and the process, so there a
+recipe with `attn_dropout` gives the same result only in distribution.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from bench.seeding import derive
 
 
 class Dropout(nn.Dropout):
-    """As PyTorch's, but each image's draws come from a seed of its own, given by the last `fix_dropout`.
+    """PyTorch's dropout, but each image's draws come from a seed of its own, set by the last `seed_dropout`.
 
-    The first axis of its input is the images. Before the first `fix_dropout` it is PyTorch's.
+    The first axis of the input is the images. Before the first `seed_dropout` it is PyTorch's.
     """
 
     seeds: Sequence[int] | None = None
@@ -26,30 +26,32 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0.0 or self.seeds is None:
             return super().forward(input)
         assert len(self.seeds) == len(input), f"seeds for {len(self.seeds)} images, a batch of {len(input)}"
-        return input * (self._kept_by_all(input) / (1.0 - self.p)).to(input.dtype)
+        return input * (self._keep_masks(input) / (1.0 - self.p)).to(input.dtype)
 
     @torch.compiler.disable  # a compiler would take the seeds for constants
-    def _kept_by_all(self, images: Tensor) -> Tensor:
+    def _keep_masks(self, images: Tensor) -> Tensor:
+        """True at the elements that stay, of the shape of `images`."""
         assert self.seeds is not None
         generator = torch.Generator(images.device)
-        return torch.stack([self._kept(images[0], generator.manual_seed(seed)) for seed in self.seeds])
+        return torch.stack([self._keep_mask(images[0], generator.manual_seed(seed)) for seed in self.seeds])
 
-    def _kept(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Which elements of an image stay. One draw serves four of them (p in steps of 1/65536): 5 times faster."""
+    def _keep_mask(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """True at the elements of an image that stay."""
+        # A 64-bit draw is cut into four of 16 bits, so p comes in steps of 1/65536: 5 times faster.
         count = -(-image.numel() // 4)
         draws = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator, device=image.device)
         return draws.view(torch.int16)[: image.numel()].view_as(image) >= round(self.p * 65536) - 32768
 
 
 class ChannelDropout(Dropout):
-    """The same for pictures (B, C, H, W), of which whole channels are dropped (PyTorch's Dropout2d)."""
+    """The same for feature maps (B, C, H, W), of which whole channels are dropped (PyTorch's Dropout2d)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return input * super().forward(torch.ones_like(input[..., :1, :1])) if self.training else input
 
 
 def replace_dropouts(module: nn.Module) -> None:
-    """Put our Dropout in the place of every active one of PyTorch's in `module`."""
+    """Replace every active Dropout of PyTorch's in `module` by ours, in place."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout and child.p > 0.0:
@@ -57,9 +59,9 @@ def replace_dropouts(module: nn.Module) -> None:
 
 
 def seed_dropout(module: nn.Module, *, seed: int, step: int, positions: Tensor) -> None:
-    """Decide every draw of dropout in `module` for the next micro-batch.
+    """Set the seeds of every Dropout in `module` for the next micro-batch.
 
-    A draw depends on the seed, the step, the layer and the image's position in the global batch, and on nothing else.
+    A draw depends only on the seed, the step, the layer and the image's position in the global batch.
     positions: (B,) of the images in this micro-batch, on the CPU.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, Dropout)]

@@ -1,4 +1,7 @@
-"""Tokenizers as networks: the Tokenizer contract, our discrete VAE, and DALL-E's published encoder."""
+"""Image tokenizers as networks: the Tokenizer contract, our discrete VAE, and DALL-E's published encoder.
+
+Shapes: B images, V visual tokens in the codebook, g x g places of an image, row by row.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from bench.errors import BenchError, unknown
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS = get_args(Precision)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-AGREEMENT = 0.999  # share of words that a reduced precision must leave as they are
+AGREEMENT = 0.999  # share of visual tokens that a reduced precision must leave as they are
 EDGE = 0.1  # of [0, 1], in which DALL-E's likelihood has no pixels
 DALLE = "facebook/flava-image-codebook"  # DALL-E's encoder on the Hugging Face hub
 CONVERT = (
@@ -30,36 +33,34 @@ CONVERT = (
 
 
 class Tokenizer(nn.Module):
-    """Turns images into words: the argmax over the codebook at every place."""
+    """Turns images into visual tokens: the argmax over the codebook at every place."""
 
-    words: int
-    stride: int  # pixels along the side of a word
+    vocab_size: int
+    stride: int  # pixels along the side of a place
     precision: Precision = "fp32"
 
     def set_precision(self, precision: str) -> None:
-        """Compute all but the last layer in this precision. BenchError for one that does not exist."""
+        """Compute all but the last layer in this precision. BenchError for an unknown one."""
         if precision not in PRECISIONS:
             raise unknown("precision", precision, PRECISIONS)
         self.precision = cast(Precision, precision)
 
     def features(self, images: Tensor) -> Tensor:
-        """All of the encoder but its last layer."""
+        """Output of the encoder without its last layer, for images in [0, 1]: (B, D, g, g)."""
         raise NotImplementedError
 
     def scores(self, features: Tensor) -> Tensor:
-        """The last layer: (B, V, g, g)."""
+        """Logits (B, V, g, g) of `features`: the last layer."""
         raise NotImplementedError
 
     def logits(self, images: Tensor) -> Tensor:
-        """How well each word fits at each place, for images in [0, 1]: (B, V, g, g)."""
+        """Logits over the codebook at each place, for images in [0, 1]: (B, V, g, g)."""
         return self.scores(self.features(images))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Words of images in [0, 1], row by row: (B, g * g) int64.
-
-        The last layer always runs in fp32, like DALL-E's own, and fp32 is never TF32: words would change.
-        """
+        """Visual tokens of images in [0, 1], row by row: (B, g * g) int64."""
+        # The last layer always runs in fp32, like DALL-E's own, and fp32 is never TF32: visual tokens would change.
         kind, dtype = images.device.type, DTYPES.get(self.precision)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
@@ -69,29 +70,29 @@ class Tokenizer(nn.Module):
 
 
 def agreement(tokenizer: Tokenizer, images: Tensor) -> float:
-    """The share of words of `images` that are the same as in fp32."""
-    reduced, chosen = tokenizer.encode(images), tokenizer.precision
+    """The share of visual tokens of `images` that are the same as in fp32."""
+    reduced, precision = tokenizer.encode(images), tokenizer.precision
     try:
         tokenizer.precision = "fp32"
         return float((reduced == tokenizer.encode(images)).float().mean())
     finally:
-        tokenizer.precision = chosen
+        tokenizer.precision = precision
 
 
 def check_agreement(tokenizer: Tokenizer, images: Tensor) -> None:
-    """BenchError when the tokenizer's precision changes more than one word in a thousand."""
+    """BenchError when the tokenizer's precision changes more than one visual token in a thousand."""
     if tokenizer.precision == "fp32":
         return
     share = agreement(tokenizer, images)
     if share < AGREEMENT:
         raise BenchError(
-            f"tokenizer_precision = {tokenizer.precision!r}: {share:.2%} of the words are those of fp32, "
+            f"tokenizer_precision = {tokenizer.precision!r}: {share:.2%} of the visual tokens are those of fp32, "
             f"{AGREEMENT:.1%} must be; tokenizer_precision = 'fp32' always works"
         )
 
 
 class DalleTokenizer(Tokenizer):
-    """DALL-E's encoder: 8,192 words of 8 pixels. Source: openai/DALL-E; P-BEiT section 2.1.
+    """DALL-E's encoder: a codebook of 8,192, a visual token per 8 x 8 pixels. openai/DALL-E; P-BEiT section 2.1.
 
     codebook: transformers' FlavaImageCodebook, which has the same weights under other names.
     """
@@ -102,20 +103,20 @@ class DalleTokenizer(Tokenizer):
     def __init__(self, codebook: Any) -> None:
         super().__init__()
         self.blocks = codebook.blocks
-        self.words: int = codebook.config.vocab_size
+        self.vocab_size: int = codebook.config.vocab_size
 
     @classmethod
     def load(cls, name: str) -> DalleTokenizer:
-        """From a folder, a name on the hub, or OpenAI's encoder as safetensors.
+        """Load the encoder from a folder, a hub id, or OpenAI's weights as safetensors.
 
-        BenchError says what to fetch when it cannot be had, and how to convert OpenAI's pickle.
+        BenchError says what to download when it cannot be loaded, and how to convert OpenAI's pickle.
         """
         from transformers import FlavaImageCodebook
 
         if name.endswith(".pkl"):
             raise BenchError(f"tokenizer {name!r} is a pickle, which may run any code when it is read; {CONVERT}")
         if name.endswith(".safetensors"):
-            return cls(_openai(Path(name)))
+            return cls(_load_openai(Path(name)))
 
         advice = (
             f"Without a network: run `hf download {DALLE} --local-dir FOLDER` on a machine that has one, "
@@ -124,11 +125,11 @@ class DalleTokenizer(Tokenizer):
         if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
             raise BenchError(f"tokenizer {name!r}: no such folder; 'trained' trains one, {DALLE!r} is DALL-E's")
         try:
-            codebook, found = FlavaImageCodebook.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            codebook, info = FlavaImageCodebook.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise BenchError(f"tokenizer {name!r}: {str(error).splitlines()[0]}. {advice}") from None
-        if found["missing_keys"]:
-            raise BenchError(f"tokenizer {name!r} is not DALL-E's encoder: it lacks {sorted(found['missing_keys'])[0]}")
+        if info["missing_keys"]:
+            raise BenchError(f"tokenizer {name!r} is not DALL-E's encoder: it lacks {sorted(info['missing_keys'])[0]}")
         return cls(codebook)
 
     def features(self, images: Tensor) -> Tensor:
@@ -138,8 +139,8 @@ class DalleTokenizer(Tokenizer):
         return self.blocks.output.conv(features)
 
 
-def _openai(path: Path) -> nn.Module:
-    """transformers' codebook from the weights of OpenAI's encoder under its own names (golden g08)."""
+def _load_openai(path: Path) -> nn.Module:
+    """Load the weights of OpenAI's encoder, under OpenAI's names, into transformers' codebook (golden g08)."""
     from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
     if not path.is_file():
@@ -167,17 +168,17 @@ def _flava_name(name: str) -> str:
 
 
 def to_likelihood(images: Tensor) -> Tensor:
-    """Pixels in [0, 1] moved into [0.1, 0.9], off the ends of DALL-E's likelihood. Source: dall_e/utils.py."""
+    """Map pixels in [0, 1] into [0.1, 0.9], off the ends of DALL-E's likelihood. Source: dall_e/utils.py."""
     return (1 - 2 * EDGE) * images + EDGE
 
 
 def from_likelihood(images: Tensor) -> Tensor:
-    """The way back, for pictures that DALL-E's decoder draws."""
+    """Undo `to_likelihood`, for images that DALL-E's decoder reconstructs."""
     return ((images - EDGE) / (1 - 2 * EDGE)).clamp(0, 1)
 
 
 class Residual(nn.Module):
-    """Adds what two convolutions make of their input."""
+    """A residual block of two convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -190,19 +191,24 @@ class Residual(nn.Module):
 
 
 class DiscreteVAE(Tokenizer):
-    """A small convolutional autoencoder whose middle is a word per `stride` x `stride` pixels."""
+    """A small convolutional autoencoder with one visual token per `stride` x `stride` pixels.
 
-    def __init__(self, words: int, stride: int, width: int = 128) -> None:
+    stride: a power of two. width: channels of the encoder's output and of the codebook.
+    """
+
+    def __init__(self, vocab_size: int, stride: int, width: int = 128) -> None:
         super().__init__()
         halvings = stride.bit_length() - 1
         if stride != 2**halvings or stride < 2:
-            raise BenchError(f"a word of {stride} pixels: the tokenizer needs 2, 4, 8 or another power of two")
-        self.words, self.stride = words, stride
+            raise BenchError(f"a visual token per {stride} pixels: the tokenizer needs 2, 4, 8 or another power of two")
+        self.vocab_size, self.stride = vocab_size, stride
         widths = [max(width >> (halvings - 1 - level), 16) for level in range(halvings)]  # the last is `width`
-        self.encoder = nn.Sequential(*_halve([3, *widths]), Residual(width), Residual(width), nn.GroupNorm(1, width))
-        self.to_words = nn.Conv2d(width, words, 1)
-        self.codebook = nn.Conv2d(words, width, 1, bias=False)
-        self.decoder = nn.Sequential(Residual(width), Residual(width), *_double([*reversed(widths), 3]))
+        self.encoder = nn.Sequential(
+            *_downsampling([3, *widths]), Residual(width), Residual(width), nn.GroupNorm(1, width)
+        )
+        self.to_words = nn.Conv2d(width, vocab_size, 1)  # the name is in the checkpoints of finished runs
+        self.codebook = nn.Conv2d(vocab_size, width, 1, bias=False)
+        self.decoder = nn.Sequential(Residual(width), Residual(width), *_upsampling([*reversed(widths), 3]))
 
     def features(self, images: Tensor) -> Tensor:
         return self.encoder(2 * images - 1)
@@ -210,28 +216,28 @@ class DiscreteVAE(Tokenizer):
     def scores(self, features: Tensor) -> Tensor:
         return self.to_words(features)
 
-    def draw(self, choice: Tensor) -> Tensor:
-        """The images (B, 3, s, s) that a choice of words (B, V, g, g), hard or soft, stands for; about [0, 1]."""
+    def reconstruct(self, choice: Tensor) -> Tensor:
+        """Images (B, 3, s, s), about in [0, 1], of one-hot or soft choices of visual tokens (B, V, g, g)."""
         return (self.decoder(self.codebook(choice)) + 1) / 2
 
     @torch.no_grad()
-    def decode(self, words: Tensor) -> Tensor:
-        """Images in [0, 1] that words (B, g * g) stand for."""
-        side = round(words.shape[1] ** 0.5)
-        choice = F.one_hot(words, self.words).float().mT.unflatten(2, (side, side))
-        return self.draw(choice).float().clamp(0, 1)
+    def decode(self, visual_tokens: Tensor) -> Tensor:
+        """Images (B, 3, s, s) in [0, 1] of visual tokens (B, g * g)."""
+        side = round(visual_tokens.shape[1] ** 0.5)
+        choice = F.one_hot(visual_tokens, self.vocab_size).float().mT.unflatten(2, (side, side))
+        return self.reconstruct(choice).float().clamp(0, 1)
 
 
-def _halve(widths: list[int]) -> list[nn.Module]:
-    """Convolutions that halve the side, a nonlinearity between them."""
+def _downsampling(widths: list[int]) -> list[nn.Module]:
+    """Convolutions that halve the side, with a GELU between them."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GELU()]
     return layers[:-1]
 
 
-def _double(widths: list[int]) -> list[nn.Module]:
-    """Transposed convolutions that double the side, each after a nonlinearity."""
+def _upsampling(widths: list[int]) -> list[nn.Module]:
+    """Transposed convolutions that double the side, each after a GELU."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.GELU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]

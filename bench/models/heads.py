@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.models.upernet import as_picture, upsample
+from bench.models.upernet import to_feature_map, upsample
 
-STD = 0.02  # of a linear layer's starting weights
+STD = 0.02  # of a linear layer's starting weights, as in DeiT and BEiT
 EPS = 1e-6  # of every LayerNorm in the authors' networks, PyTorch's own is 1e-5
 
 
@@ -25,9 +25,9 @@ class ClassificationHead(nn.Module):
 
     pool: 'mean' averages the patch tokens, then norms (BEiT modeling_finetune.py); 'token' reads the class token,
     which the backbone has normed. With a distillation token each of the two has a linear layer of its own, and the
-    logits are the mean of theirs (DeiT models.py). Weights start as a normal with deviation 0.02, then are
-    multiplied by `init_scale`; biases start at `bias`. representation: a tanh layer before (P-ViT section 3.1).
-    eps: of the norm.
+    logits are the mean of theirs (DeiT models.py).
+    init_scale: weights start normal with deviation 0.02 * init_scale. bias: starting value of the biases.
+    representation: a tanh layer before the class token's classifier (P-ViT section 3.1). eps: of the norm.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class ClassificationHead(nn.Module):
 
 def _linear(width: int, classes: int, *, std: float, bias: float = 0.0) -> nn.Linear:
     layer = nn.Linear(width, classes)
-    nn.init.normal_(layer.weight, std=std)  # the authors cut it off at +-2, a hundred deviations away
+    nn.init.normal_(layer.weight, std=std)  # the authors truncate at +-2, a hundred deviations away
     nn.init.constant_(layer.bias, bias)
     return layer
 
 
 def _representation(width: int) -> nn.Sequential:
-    """Starts as flax's lecun_normal, close enough to a normal of deviation 1 / sqrt(width)."""
+    # flax's lecun_normal, a truncated normal, is close enough to a normal of deviation 1 / sqrt(width).
     return nn.Sequential(_linear(width, width, std=width**-0.5), nn.Tanh())
 
 
 class LayerwiseProbe(nn.Module):
-    """One linear classifier on each block's class token and mean patch token: {"logits": ..., "layer1": ..., ...}.
+    """Linear classifiers, one per block, on its class token and mean patch token: {"logits": ..., "layer1": ..., ...}.
 
     "logits" are those of block `layer` (from 1). Source: BEiT run_linear_eval.py; P-BEiT Table 9 reports the ninth
     of twelve blocks and the fourteenth of twenty-four.
@@ -97,8 +97,8 @@ class LayerwiseProbe(nn.Module):
         return torch.cat([tokens[:, 0], tokens[:, self.prefix_tokens :].mean(dim=1)], dim=-1)
 
     def forward(self, layers: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        every = [linear(self.features(tokens)) for linear, tokens in zip(self.linear, layers, strict=True)]
-        return {"logits": every[self.layer - 1]} | {f"layer{i}": logits for i, logits in enumerate(every, start=1)}
+        logits = [linear(self.features(tokens)) for linear, tokens in zip(self.linear, layers, strict=True)]
+        return {"logits": logits[self.layer - 1]} | {f"layer{i}": block for i, block in enumerate(logits, start=1)}
 
 
 class LinearSegmentation(nn.Module):
@@ -106,39 +106,39 @@ class LinearSegmentation(nn.Module):
 
     def __init__(self, width: int, classes: int, *, size: int, depth: int) -> None:
         super().__init__()
-        self.size, self.taps = size, (depth - 1,)
+        self.size, self.layers = size, (depth - 1,)
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.head = _linear(width, classes, std=STD)
 
     def forward(self, patches: Tensor) -> dict[str, Tensor]:
-        return {"logits": upsample(as_picture(self.head(self.norm(patches))), self.size)}
+        return {"logits": upsample(to_feature_map(self.head(self.norm(patches))), self.size)}
 
 
 class SetrPup(nn.Module):
     """Patch tokens (B, N, D) -> {"logits": (B, C, size, size)} by progressive upsampling.
 
-    As often as it takes to undo the patches (four times for 16 pixels): 3 x 3 convolution, norm, ReLU, twice the
-    side. Source: P-BEiT Table 14; mmsegmentation setr_up_head.py and setr_pup.py.
+    3 x 3 convolution, norm, ReLU, upsampling by 2, as often as it takes to reach the image's size (four times for
+    patches of 16 pixels). Source: P-BEiT Table 14; mmsegmentation setr_up_head.py and setr_pup.py.
     """
 
     def __init__(
         self, width: int, classes: int, *, size: int, patch_size: int, depth: int, channels: int = 256
     ) -> None:
         super().__init__()
-        self.size, self.taps = size, (depth - 1,)
+        self.size, self.layers = size, (depth - 1,)
         self.norm = nn.LayerNorm(width, eps=EPS)
         inputs = [width, *[channels] * (math.ceil(math.log2(patch_size)) - 1)]
-        self.steps = nn.ModuleList(_convolution(before, channels) for before in inputs)
+        self.steps = nn.ModuleList(_convolution(width_in, channels) for width_in in inputs)
         self.head = _linear(channels, classes, std=STD)
 
     def forward(self, patches: Tensor) -> dict[str, Tensor]:
-        picture = as_picture(self.norm(patches))
+        features = to_feature_map(self.norm(patches))
         for step in self.steps:
-            picture = upsample(step(picture), 2 * picture.shape[-1])
-        logits = self.head(picture.movedim(1, -1)).movedim(-1, 1)
+            features = upsample(step(features), 2 * features.shape[-1])
+        logits = self.head(features.movedim(1, -1)).movedim(-1, 1)
         return {"logits": upsample(logits, self.size)}
 
 
-def _convolution(before: int, channels: int) -> nn.Sequential:
-    convolution = nn.Conv2d(before, channels, kernel_size=3, padding=1, bias=False)
+def _convolution(inputs: int, channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, channels, kernel_size=3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.GroupNorm(math.gcd(32, channels), channels), nn.ReLU())

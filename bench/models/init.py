@@ -1,7 +1,7 @@
-"""Starting weights, as each method's authors draw them (golden g12).
+"""Weight initialisation, as each method's authors draw it (golden g12).
 
-Norm weights 1, biases, relative-bias tables and the like 0 and LayerScale at its constant come with the modules;
-here is what the authors draw at random, or rescale.
+Only what the authors draw at random or rescale: norm weights of 1, biases and relative-bias tables of 0 and the
+constant of LayerScale come with the modules.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ EMBEDDINGS = ("cls_token", "dist_token", "mask_token", "pos_embed")
 def initialise(module: nn.Module, style: str, std: float = STD) -> None:
     """Draw the weights of a backbone, or of a pretraining objective with its head, from torch's global generator.
 
-    beit-pretrain: normal with deviation `std` (the authors' 0.02) cut off at +-`std`, patch projection included,
+    beit-pretrain: normal with deviation `std` (the authors' 0.02) truncated at +-`std`, patch projection included,
     residual projections divided by sqrt(2 * layer); BEiT modeling_pretrain.py, data2vec modeling_cyclical.py.
-    beit-finetune: the same without the cut, patch projection as PyTorch has it; BEiT modeling_finetune.py.
+    beit-finetune: the same without the truncation, patch projection as PyTorch has it; BEiT modeling_finetune.py.
     deit: like beit-finetune, residual projections as they are; DeiT models.py.
     vit: Xavier-uniform layers whatever `std`, class token 0; google-research/vision_transformer models_vit.py.
     Raises BenchError for any other style.
     """
-    if style not in DRAW:
-        raise unknown("initialisation", style, DRAW)
-    DRAW[style](module, std)
+    if style not in STYLES:
+        raise unknown("initialisation", style, STYLES)
+    STYLES[style](module, std)
 
 
 def _beit_pretrain(module: nn.Module, std: float) -> None:
@@ -51,9 +51,8 @@ def _beit_finetune(module: nn.Module, std: float) -> None:
 
 
 def _deit(module: nn.Module, std: float) -> None:
-    """The authors cut off at +-2, a hundred deviations away; drawing that by inversion may give a weight of 2."""
-
     def draw(weight: Tensor) -> None:
+        # The authors truncate at +-2, a hundred deviations away: drawing that by inversion may give a weight of 2.
         nn.init.normal_(weight, std=std)
 
     _draw_layers(module, draw, nn.Linear)
@@ -64,8 +63,9 @@ def _vit(module: nn.Module, std: float) -> None:
     _draw_layers(module, _xavier, nn.Linear)
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
-            deviation = (layer.weight[0].numel()) ** -0.5 / 0.87962566103423978  # of a normal cut at two deviations
-            trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)  # flax's lecun_normal
+            # flax's lecun_normal: the constant is the deviation of a standard normal truncated at two deviations.
+            deviation = (layer.weight[0].numel()) ** -0.5 / 0.87962566103423978
+            trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
             _zero(layer.bias)
         if ".mlp." in name and isinstance(layer, nn.Linear):
             normal_(layer.bias, std=1e-6)
@@ -73,8 +73,8 @@ def _vit(module: nn.Module, std: float) -> None:
 
 
 def _xavier(weight: Tensor) -> None:
-    """Queries, keys and values are three layers there, one (3D, D) matrix here."""
     rows, columns = weight.shape
+    # Queries, keys and values are three layers there, one (3D, D) matrix here, whose fan-out would be too large.
     for part in weight.split(columns) if rows == 3 * columns else [weight]:
         xavier_uniform_(part)
 
@@ -106,7 +106,7 @@ def _zero(bias: Tensor | None) -> None:
         zeros_(bias)
 
 
-DRAW: dict[str, Callable[[nn.Module, float], None]] = {
+STYLES: dict[str, Callable[[nn.Module, float], None]] = {
     "beit-pretrain": _beit_pretrain,
     "beit-finetune": _beit_finetune,
     "deit": _deit,

@@ -1,4 +1,4 @@
-"""Positions at another grid, as the authors resize them: absolute embeddings and relative-bias tables."""
+"""Resize position embeddings and relative-bias tables to another patch grid, as the authors do."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ SPECIAL_ROWS = 3  # class token to patch, patch to class token, class token to i
 
 
 def resize_embedding(embedding: Tensor, grid: int, *, prefix_tokens: int) -> Tensor:
-    """Absolute position embedding (1, P + s*s, D) for a grid of `grid` x `grid` patches: (1, P + grid*grid, D).
+    """Resize an absolute position embedding (1, P + s*s, D) to `grid` x `grid` patches: (1, P + grid*grid, D).
 
-    The rows of the P prefix tokens are kept, the others resized bicubically.
+    The rows of the P prefix tokens stay, the others are resized bicubically.
     Source: DeiT main.py, BEiT run_class_finetuning.py.
     """
     prefix, patches = embedding[:, :prefix_tokens], embedding[:, prefix_tokens:]
     side = math.isqrt(patches.shape[1])
     if side == grid:
         return embedding
-    picture = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    picture = F.interpolate(picture, size=(grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([prefix, picture.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
+    feature_map = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    feature_map = F.interpolate(feature_map, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([prefix, feature_map.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
 
 def table_grid(table: Tensor) -> int:
-    """Side of the patch grid that a relative-bias table of (2 * grid - 1)**2 + 3 rows belongs to."""
+    """Side of the patch grid of a relative-bias table, which has (2 * grid - 1)**2 + 3 rows."""
     return (math.isqrt(len(table) - SPECIAL_ROWS) + 1) // 2
 
 
 def resize_table(table: Tensor, grid: int) -> Tensor:
-    """Relative-bias table (rows, heads) for a grid of `grid` x `grid` patches.
+    """Resize a relative-bias table (rows, heads) to a grid of `grid` x `grid` patches.
 
     The old offsets are placed at geometrically growing distances, so that near ones keep their meaning and far ones
     stretch; a cubic spline through them is read at the new integer offsets. Source: BEiT run_class_finetuning.py.
@@ -43,14 +43,14 @@ def resize_table(table: Tensor, grid: int) -> Tensor:
         return table
     old, new = geometric_offsets(source, grid), np.arange(1.0 - grid, grid)
     offsets, special = table[:-SPECIAL_ROWS], table[-SPECIAL_ROWS:]
-    columns = [_resample(column, old, new) for column in offsets.T.double().cpu().numpy()]
+    columns = [_resample(column, old, new) for column in offsets.T.double().cpu().numpy()]  # one per head
     resized = torch.from_numpy(np.stack(columns, axis=1)).to(table)  # ((2 * grid - 1)**2, heads)
     return torch.cat([resized, special])
 
 
 def _resample(column: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """One head's bias on the `old` offsets, read at `new`; offsets outside are clamped to the border."""
-    from scipy.interpolate import RectBivariateSpline  # takes longer to import than most stages would wait for it
+    """Read one head's bias on the `old` offsets at the `new` ones; offsets outside are clamped to the border."""
+    from scipy.interpolate import RectBivariateSpline  # slow to import, and needed only when a grid changes
 
     spline = RectBivariateSpline(old, old, column.reshape(len(old), len(old)), s=0)
     inside = new.clip(old[0], old[-1])

@@ -21,51 +21,51 @@ from torch import Tensor, nn
 from bench.errors import BenchError
 from bench.models.dropout import ChannelDropout
 
-STRIDES = (4, 8, 16, 32)  # pixels of the picture to one of each level
+STRIDES = (4, 8, 16, 32)  # of the levels, in pixels of the image
 POOLS = (1, 2, 3, 6)  # sides to which the coarsest level is pooled
-AUXILIARY_LEVEL = 2
+AUXILIARY_LEVEL = 2  # that the auxiliary head reads, of stride 16
 AUXILIARY_CHANNELS = 256
 AUXILIARY_WEIGHT = 0.4  # of its loss; that of the decode head is 1
 DROPOUT = 0.1
 STD = 0.01  # of a classifier's starting weights
 
 
-def taps(depth: int) -> tuple[int, ...]:
-    """The blocks (from 0) whose outputs make the pyramid: 3, 5, 7, 11 of 12, and 7, 11, 15, 23 of 24."""
+def pyramid_layers(depth: int) -> tuple[int, ...]:
+    """Numbers (from 0) of the blocks whose outputs make the pyramid: 3, 5, 7, 11 of 12, and 7, 11, 15, 23 of 24."""
     return tuple(max(1, round(depth * share)) - 1 for share in (1 / 3, 1 / 2, 2 / 3, 1))
 
 
 class UperNet(nn.Module):
     """Patch tokens (B, N, D) of four blocks -> {"logits": (B, C, size, size)}, in training also "auxiliary".
 
-    taps: the blocks, from 0. patch_size: a power of two; the levels have strides of 4, 8, 16 and 32 pixels.
+    layers: numbers of these blocks, from 0. patch_size: a power of two.
     """
 
     def __init__(self, width: int, classes: int, *, size: int, patch_size: int, depth: int) -> None:
         super().__init__()
         _check(size, patch_size)
-        self.size, self.taps = size, taps(depth)
+        self.size, self.layers = size, pyramid_layers(depth)
         for level, stride in enumerate(STRIDES, start=1):
             self.add_module(f"fpn{level}", _rescaling(width, patch_size, stride))
         self.decode_head = UperHead([width] * len(STRIDES), width, classes)
         self.auxiliary_head = FcnHead(width, AUXILIARY_CHANNELS, classes)
 
     def pyramid(self, layers: Sequence[Tensor]) -> list[Tensor]:
-        """Patch tokens of the four blocks as pictures (B, D, h, h), the finest first."""
-        pictures = (as_picture(patches) for patches in layers)
-        return [self.get_submodule(f"fpn{level}")(picture) for level, picture in enumerate(pictures, start=1)]
+        """Patch tokens of the four blocks as feature maps (B, D, h, h), the finest first."""
+        maps = [to_feature_map(patches) for patches in layers]
+        return [self.get_submodule(f"fpn{level}")(features) for level, features in enumerate(maps, start=1)]
 
     def forward(self, *layers: Tensor) -> dict[str, Tensor]:
         if self.training and len(layers[0]) == 1 and not dist.is_initialized():
             raise BenchError(
-                "decoder 'upernet' has batch norm and cannot learn from one image at a time; "
-                "let batch_size and --micro-batch-size be 2 or more"
+                "decoder 'upernet' has batch norm, which cannot be trained on one image at a time; "
+                "set batch_size and --micro-batch-size to 2 or more"
             )
         levels = self.pyramid(layers)
-        found = {"logits": upsample(self.decode_head(levels), self.size)}
+        outputs = {"logits": upsample(self.decode_head(levels), self.size)}
         if self.training:
-            found["auxiliary"] = upsample(self.auxiliary_head(levels[AUXILIARY_LEVEL]), self.size)
-        return found
+            outputs["auxiliary"] = upsample(self.auxiliary_head(levels[AUXILIARY_LEVEL]), self.size)
+        return outputs
 
 
 def _check(size: int, patch_size: int) -> None:
@@ -77,9 +77,9 @@ def _check(size: int, patch_size: int) -> None:
 
 
 def _rescaling(width: int, patch_size: int, stride: int) -> nn.Module:
-    """From one pixel per patch to one per `stride` pixels of the picture.
+    """From one feature per patch to one per `stride` pixels of the image.
 
-    Larger: transposed convolutions that double the side, norm and GELU between them; smaller: the largest value.
+    Up: transposed convolutions that double the side, with norm and GELU between them; down: max pooling.
     """
     doublings = int(math.log2(patch_size) - math.log2(stride))
     if doublings == 0:
@@ -95,8 +95,8 @@ def _rescaling(width: int, patch_size: int, stride: int) -> nn.Module:
 class UperHead(nn.Module):
     """Levels of a pyramid, the finest first, -> logits (B, C, h, h) at the size of the finest.
 
-    The coarsest is pooled to several sides and joined with itself, each finer level adds what is above it, and all
-    are joined again. P-UperNet (arXiv 1807.10221) section 3.1.
+    The coarsest level goes through pyramid pooling, each finer level adds the one above it (FPN), and all are
+    concatenated and fused. P-UperNet (arXiv 1807.10221) section 3.1.
     """
 
     def __init__(self, widths: Sequence[int], channels: int, classes: int) -> None:
@@ -115,16 +115,16 @@ class UperHead(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         side = levels[0].shape[-1]
         laterals = [*(lateral(level) for lateral, level in zip(self.lateral_convs, levels, strict=False))]
-        laterals.append(self._pooled(levels[-1]))
+        laterals.append(self._pyramid_pooling(levels[-1]))
         for finer in range(len(laterals) - 2, -1, -1):
             laterals[finer] = laterals[finer] + upsample(laterals[finer + 1], laterals[finer].shape[-1])
         refined = [*(fpn(lateral) for fpn, lateral in zip(self.fpn_convs, laterals, strict=False)), laterals[-1]]
-        joined = self.fpn_bottleneck(torch.cat([upsample(level, side) for level in refined], dim=1))
-        return self.conv_seg(self.dropout(joined))
+        fused = self.fpn_bottleneck(torch.cat([upsample(level, side) for level in refined], dim=1))
+        return self.conv_seg(self.dropout(fused))
 
-    def _pooled(self, level: Tensor) -> Tensor:
-        pooled = [upsample(pool(level), level.shape[-1]) for pool in self.psp_modules]
-        return self.bottleneck(torch.cat([level, *pooled], dim=1))
+    def _pyramid_pooling(self, level: Tensor) -> Tensor:
+        contexts = [upsample(pool(level), level.shape[-1]) for pool in self.psp_modules]
+        return self.bottleneck(torch.cat([level, *contexts], dim=1))
 
 
 class FcnHead(nn.Module):
@@ -141,16 +141,16 @@ class FcnHead(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Convolution, batch norm, ReLU, the side staying; starts as Kaiming's normal by fan-out (mmcv ConvModule)."""
+    """Convolution, batch norm, ReLU; the side stays. Starts as Kaiming normal by fan-out (mmcv ConvModule)."""
 
-    def __init__(self, before: int, channels: int, *, kernel: int = 3) -> None:
+    def __init__(self, inputs: int, channels: int, *, kernel: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(before, channels, kernel, padding=kernel // 2, bias=False)
+        self.conv = nn.Conv2d(inputs, channels, kernel, padding=kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, picture: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(picture)))
+    def forward(self, features: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(features)))
 
 
 def _classifier(channels: int, classes: int) -> nn.Conv2d:
@@ -160,14 +160,14 @@ def _classifier(channels: int, classes: int) -> nn.Conv2d:
     return layer
 
 
-def as_picture(patches: Tensor) -> Tensor:
-    """(B, N, D) -> (B, D, g, g)."""
+def to_feature_map(patches: Tensor) -> Tensor:
+    """Patch tokens (B, N, D) as a feature map (B, D, g, g)."""
     side = math.isqrt(patches.shape[1])
     return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
 
 
-def upsample(picture: Tensor, side: int) -> Tensor:
-    """Bilinear, (B, C, h, h) -> (B, C, side, side)."""
-    if picture.shape[-1] == side:
-        return picture
-    return F.interpolate(picture, size=(side, side), mode="bilinear", align_corners=False)
+def upsample(features: Tensor, side: int) -> Tensor:
+    """Resize bilinearly: (B, C, h, h) -> (B, C, side, side)."""
+    if features.shape[-1] == side:
+        return features
+    return F.interpolate(features, size=(side, side), mode="bilinear", align_corners=False)

@@ -14,12 +14,12 @@ from bench.errors import BenchError
 from bench.files import write_json
 from bench.launch.settings import read_settings
 from bench.methods import Parts, tokenizer
-from bench.methods.classification import classify
-from bench.methods.linear_probe import probe
+from bench.methods.classification import build_classifier
+from bench.methods.linear_probe import build_probe
 from bench.methods.objective import Objective
-from bench.methods.segmentation import segment
+from bench.methods.segmentation import build_segmenter
 from bench.models.backbone import Backbone
-from bench.models.transfer import Transfer, part, transfer
+from bench.models.transfer import Transfer, submodule_state, transfer
 from bench.pipeline.segmentation_transforms import map_eval_view, map_train_view
 from bench.pipeline.transforms import View, eval_view, train_view
 from bench.runs.run import Run
@@ -60,7 +60,7 @@ def objective(stage: Stage, run: Run) -> Objective:
 
         started = warm_start(stage, built, output=run.output)
         if os.environ.get("RANK", "0") == "0":  # the others did the same
-            write_json(run.path(ADOPTED), started._asdict())
+            write_json(run.path(ADOPTED), started.as_dict())
     return built
 
 
@@ -87,7 +87,7 @@ def scored(stage: Stage, run: Run) -> Objective:
             f"{found.path} holds other weights (sha256 {found.digest[:12]}) than when the evaluation was planned "
             f"({stage.start.digest[:12]}); run the command again"
         )
-    return conversion.objective(conversion.read(found.path, partial=bool(stage.options.get("partial", False))))
+    return conversion.build_objective(conversion.read(found.path, partial=bool(stage.options.get("partial", False))))
 
 
 def hand_over(start: Run, into: Objective) -> Transfer:
@@ -95,7 +95,7 @@ def hand_over(start: Run, into: Objective) -> Transfer:
     backbone: Any = getattr(into, "backbone", None)
     if not isinstance(backbone, Backbone):
         raise BenchError(f"{start.root.name} trained a transformer, which this stage's network is not")
-    report = transfer(part(load_weights(start.path("final", "model.safetensors")), "backbone"), backbone)
+    report = transfer(submodule_state(load_weights(start.path("final", "model.safetensors")), "backbone"), backbone)
     counts = {name: len(keys) for name, keys in report._asdict().items()}
     log.info("weights from %s: %s", start.root.name, ", ".join(f"{n} {name}" for name, n in counts.items()))
     return report
@@ -111,10 +111,10 @@ def _built(stage: Stage, parts: Parts) -> Objective:
     if stage.kind == "tokenizer":
         return tokenizer.objective(stage)
     if stage.kind == "probe":
-        return probe(model, layer=int(stage.options.get("layer", 0)))
+        return build_probe(model, layer=int(stage.options.get("layer", 0)))
     if model.decoder:
-        return segment(model, recipe, ignore_label=stage.protocol.ignore_label)
-    return classify(model, recipe)
+        return build_segmenter(model, recipe, ignore_label=stage.protocol.ignore_label)
+    return build_classifier(model, recipe)
 
 
 def _parents(stage: Stage, run: Run) -> dict[str, Run]:

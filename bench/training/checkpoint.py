@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from bench.checkpoints.weights import Damaged, Weights, _sync, _unwritable, _write_weights
+from bench.checkpoints.weights import Damaged, Weights, sync_file, unwritable_weights, write_weights
 from bench.errors import BenchError
 from bench.files import fingerprint, read_json, sync_folder, write_json
 
@@ -57,7 +57,7 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
         sync_folder(root)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _unwritable(folder, error) from None
+        raise unwritable_weights(folder, error) from None
     for old in _folders(root)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -95,10 +95,10 @@ def _folders(root: Path) -> list[Path]:
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     for name, weights in checkpoint.weights.items():
-        _write_weights(folder / f"{name}.safetensors", weights)
+        write_weights(folder / f"{name}.safetensors", weights)
     with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch does not say why it cannot write
         torch.save(checkpoint.optimizer, file)
-    _sync(folder / "optimizer.pt")
+    sync_file(folder / "optimizer.pt")
     write_json(folder / "facts.json", {"step": checkpoint.step, **checkpoint.facts})
     files = sorted(path for path in folder.iterdir())
     held = {path.name: {"size": path.stat().st_size, "blake2b": fingerprint(path)} for path in files}

@@ -17,7 +17,7 @@ from bench.launch.distributed import autocast
 from bench.launch.settings import Settings
 from bench.methods.objective import Objective
 from bench.models.dropout import replace_dropouts, seed_dropout
-from bench.models.sync_batchnorm import share_batch_norms
+from bench.models.sync_batchnorm import sync_batch_norms
 from bench.pipeline.dataloader import Batch, move_and_normalise
 from bench.seeding import derive, seed_all
 from bench.training.ema import AveragedWeights
@@ -73,7 +73,7 @@ class Update:
         if not self.stage.model.decoder:
             return
         if processes > 1:
-            share_batch_norms(self.objective, self.accelerator.device)
+            sync_batch_norms(self.objective, self.accelerator.device)
         held = (settings.micro_batch_size or whole) * processes
         if held < whole and any(isinstance(layer, nn.BatchNorm2d) for layer in self.objective.modules()):
             log.warning("batch norm sees %d images at once and not %d, which changes what is learned", held, whole)

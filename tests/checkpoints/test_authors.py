@@ -18,8 +18,8 @@ from bench.checkpoints import conversion
 from bench.checkpoints.formats.safe_open import CONVERT
 from bench.config.schema import Model, Recipe
 from bench.errors import BenchError
-from bench.methods.classification import classify
-from bench.methods.linear_probe import probe
+from bench.methods.classification import build_classifier
+from bench.methods.linear_probe import build_probe
 from bench.models.transfer import part, transfer
 
 RECORDED = {"atol": 2e-5, "rtol": 0}  # the golden folder's README
@@ -60,7 +60,7 @@ def recorded(folder, inputs="inputs", outputs="outputs"):
 def test_beit_says_of_hidden_patches_what_the_authors_recorded(golden, tmp_path):
     for folder in sorted((golden / "g01_beit_mim").iterdir()):
         found, (inputs, outputs) = read_and_back(folder, tmp_path), recorded(folder)
-        logits = conversion.objective(found).answers({"image": inputs["images"], "hidden": inputs["mask"]})
+        logits = conversion.build_objective(found).predictions({"image": inputs["images"], "hidden": inputs["mask"]})
         torch.testing.assert_close(logits, outputs["logits_masked"], **RECORDED)
 
 
@@ -68,7 +68,7 @@ def test_beit_says_of_hidden_patches_what_the_authors_recorded(golden, tmp_path)
 def test_data2vec_predicts_what_the_authors_recorded(golden, tmp_path):
     for folder in sorted(each for each in (golden / "g02_data2vec").iterdir() if each.is_dir()):
         found, (inputs, outputs) = read_and_back(folder, tmp_path, "student"), recorded(folder)
-        predicted = conversion.objective(found).answers({"image": inputs["images"], "hidden": inputs["mask"]})
+        predicted = conversion.build_objective(found).predictions({"image": inputs["images"], "hidden": inputs["mask"]})
         torch.testing.assert_close(predicted, outputs["predictions"], **RECORDED)
 
 
@@ -76,10 +76,14 @@ def test_data2vec_predicts_what_the_authors_recorded(golden, tmp_path):
 def test_deit_says_what_the_authors_recorded(golden, tmp_path):
     folder = golden / "g03_deit_distillation"
     inputs, outputs = recorded(folder, "model_inputs", "model_outputs")
-    said = conversion.objective(read_and_back(folder, tmp_path, "model_params")).predict({"image": inputs["images"]})
+    said = conversion.build_objective(read_and_back(folder, tmp_path, "model_params")).predict(
+        {"image": inputs["images"]}
+    )
     for ours, theirs in (("cls", "logits_cls"), ("dist", "logits_dist"), ("logits", "eval_logits")):
         torch.testing.assert_close(said[ours], outputs[theirs], **RECORDED)
-    plain = conversion.objective(read_and_back(folder, tmp_path, "vit_params")).predict({"image": inputs["images"]})
+    plain = conversion.build_objective(read_and_back(folder, tmp_path, "vit_params")).predict(
+        {"image": inputs["images"]}
+    )
     torch.testing.assert_close(
         plain["logits"], recorded(folder, "model_inputs", "vit_outputs")[1]["logits"], **RECORDED
     )
@@ -90,7 +94,7 @@ def test_a_finetuned_beit_says_what_the_authors_recorded(golden, tmp_path):
     for folder in sorted((golden / "g11_finetune_and_segmentation").glob("[cm]*")):
         found, (inputs, outputs) = read_and_back(folder, tmp_path), recorded(folder)
         assert found.pool == ("mean" if "fc_norm" in folder.name else "token")
-        logits = conversion.objective(found).predict({"image": inputs["images"]})["logits"]
+        logits = conversion.build_objective(found).predict({"image": inputs["images"]})["logits"]
         torch.testing.assert_close(logits, outputs["logits"], **RECORDED)
 
 
@@ -239,7 +243,7 @@ def test_a_tensor_that_nothing_takes_stops_unless_partial(tmp_path):
     theirs = conversion.authors.write(network(model).trainable_state(), model)["model"] | {
         "adapter.weight": torch.ones(2)
     }
-    with pytest.raises(BenchError, match=r"has, unexpectedly, adapter\.weight; --partial goes on without"):
+    with pytest.raises(BenchError, match=r"has, unexpectedly, adapter\.weight; --partial reads the rest"):
         conversion.read(boxed(tmp_path, theirs))
     assert conversion.read(boxed(tmp_path, theirs), partial=True).report.unexpected == ("adapter.weight",)
 
@@ -248,7 +252,7 @@ def test_a_pretrained_norm_stays_behind_and_that_of_mean_pooling_begins_anew_as_
     model = Model(**SMALL | {"classes": 0}, trunk="beit", position="shared-relative")
     (path,) = conversion.write(network(model, purpose="pretrain"), model, "mean", "authors", tmp_path)
     found = conversion.read(path)
-    tuned = classify(found.model.model_copy(update={"classes": 5, "position": "relative"}), Recipe(pool="mean"))
+    tuned = build_classifier(found.model.model_copy(update={"classes": 5, "position": "relative"}), Recipe(pool="mean"))
     moved = transfer(part(found.state, "backbone"), tuned.backbone)
     assert set(moved.left) == {"mask_token", "norm.weight", "norm.bias"}
     assert len(moved.shared) == found.model.depth
@@ -258,7 +262,7 @@ def test_a_pretrained_norm_stays_behind_and_that_of_mean_pooling_begins_anew_as_
 def test_a_linear_probe_is_no_network_of_others(tmp_path):
     model = Model(**SMALL)
     with pytest.raises(BenchError, match=r"linear probe.*export what it was made on"):
-        conversion.write(probe(model), model, "token", "authors", tmp_path)
+        conversion.write(build_probe(model), model, "token", "authors", tmp_path)
 
 
 def test_a_teacher_and_a_counter_are_not_written(tmp_path):
@@ -285,4 +289,7 @@ def test_the_same_weights_read_twice_are_the_same_by_content(tmp_path):
         save_file({key.partition(".")[2]: value for key, value in state.items()}, tmp_path / name / "x.safetensors")
         digests.add(conversion.read(tmp_path / name / "x.safetensors").digest)
     assert len(digests) == 1
-    assert answers(conversion.objective(conversion.read(tmp_path / "one" / "x.safetensors")), model).shape == (2, 7)
+    assert answers(conversion.build_objective(conversion.read(tmp_path / "one" / "x.safetensors")), model).shape == (
+        2,
+        7,
+    )

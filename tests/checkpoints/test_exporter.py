@@ -26,7 +26,7 @@ from bench.cli.app import app
 from bench.config.schema import Model, Protocol, Recipe
 from bench.config.stage import Data, Stage
 from bench.errors import BenchError
-from bench.methods.segmentation import segment
+from bench.methods.segmentation import build_segmenter
 from bench.models.upernet import upsample
 from bench.pipeline.transforms import eval_view, normalise
 from bench.runs.run import Run
@@ -80,7 +80,7 @@ def test_what_was_exported_for_timm_or_the_authors_comes_back_as_it_was(output, 
         wanted = build.trained(run).eval().predict({"image": images})["logits"]
         for to in ("timm", "authors"):
             exporter.export(run, to, tmp_path / to, output=output)
-            back = conversion.objective(conversion.read(tmp_path / to))
+            back = conversion.build_objective(conversion.read(tmp_path / to))
             torch.testing.assert_close(back.predict({"image": images})["logits"], wanted, atol=1e-5, rtol=0)
 
 
@@ -100,7 +100,7 @@ def test_a_segmentation_is_exported_with_its_decoder_and_without_a_crop(tmp_path
         "position": "relative",
     }
     model = Model(trunk="beit", size="", classes=5, layer_scale=0.1, decoder="upernet", **shape)
-    network = segment(model, Recipe(), ignore_label=255)
+    network = build_segmenter(model, Recipe(), ignore_label=255)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     data = {"train": Data(dataset="demo", split="train", identity="x", images=64)}
@@ -137,7 +137,7 @@ PROTOCOLS = (
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: str(protocol.resolution))
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (224, 224), (160, 240)], ids=str)
 def test_the_exported_preprocessing_is_that_of_the_evaluation(protocol, width, height, tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(exporter.processor(protocol)))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(exporter.processor_config(protocol)))
     shown = picture(width, height)
     wanted = normalise(eval_view(protocol)({"image": shown, "label": 0})["image"], protocol.mean, protocol.std)
     for backend, levels in (("pil", 0.01), ("torchvision", 2.01)):

@@ -51,7 +51,7 @@ def loaded(kind, folder):
     return found.eval()
 
 
-def told(network, model, **inputs):
+def logits_of(network, model, **inputs):
     with torch.no_grad():
         return network(pictures(model), **inputs).logits
 
@@ -61,7 +61,7 @@ def there_and_back(ours, model, pool, folder, name, **options):
     conversion.write(ours, model, pool, "hf", folder / "there", **options)
     theirs = loaded(hf.AutoModelForImageClassification, folder / "there")
     assert type(theirs).__name__ == name
-    torch.testing.assert_close(told(theirs, model), answers(ours, model), **TOLERANCE)
+    torch.testing.assert_close(logits_of(theirs, model), answers(ours, model), **TOLERANCE)
     theirs.save_pretrained(folder / "back")
     return conversion.read(folder / "back")
 
@@ -92,7 +92,7 @@ def test_a_vit_that_transformers_vit_cannot_be_is_written_as_a_beit(tmp_path, po
     model = Model(**SMALL, layer_scale=scale)
     ours = network(model, pool, representation=pool == "mean")  # a layer that mean pooling does not read
     back = there_and_back(ours, model, pool, tmp_path, "BeitForImageClassification")
-    torch.testing.assert_close(answers(conversion.objective(back), model), answers(ours, model), **TOLERANCE)
+    torch.testing.assert_close(answers(conversion.build_objective(back), model), answers(ours, model), **TOLERANCE)
 
 
 @pytest.mark.parametrize("position", ["absolute", "relative", "shared-relative"])
@@ -102,7 +102,7 @@ def test_masked_modelling_answers_the_same_in_transformers_and_comes_back(tmp_pa
     conversion.write(ours, model, "mean", "hf", tmp_path / "there")
     theirs = loaded(hf.BeitForMaskedImageModeling, tmp_path / "there")
     assert theirs.config.vocab_size == WORDS
-    found = told(theirs, model, bool_masked_pos=hidden(model))[hidden(model)]
+    found = logits_of(theirs, model, bool_masked_pos=hidden(model))[hidden(model)]
     torch.testing.assert_close(found, answers(ours, model), **TOLERANCE)
     theirs.save_pretrained(tmp_path / "back")
     back = conversion.read(tmp_path / "back")
@@ -129,7 +129,7 @@ def test_segmentation_answers_the_same_in_transformers_and_comes_back(tmp_path, 
     ours = network(model, purpose="segment")
     conversion.write(ours, model, "mean", "hf", tmp_path / "there")
     theirs = loaded(hf.AutoModelForSemanticSegmentation, tmp_path / "there")
-    found = F.interpolate(told(theirs, model), size=64, mode="bilinear", align_corners=False)
+    found = F.interpolate(logits_of(theirs, model), size=64, mode="bilinear", align_corners=False)
     torch.testing.assert_close(found, answers(ours, model), **tolerance(found))
     theirs.save_pretrained(tmp_path / "back")
     back = conversion.read(tmp_path / "back")
@@ -155,7 +155,7 @@ def test_a_classifier_of_transformers_answers_the_same_here(tmp_path, name, eps=
     found = conversion.read(tmp_path)
     assert (found.model.norm_eps, found.model.mlp_ratio, found.model.classes) == (eps, 2.0, 5)
     torch.testing.assert_close(
-        answers(conversion.objective(found), found.model), told(theirs, found.model), **TOLERANCE
+        answers(conversion.build_objective(found), found.model), logits_of(theirs, found.model), **TOLERANCE
     )
 
 
@@ -165,7 +165,7 @@ def test_starting_weights_of_transformers_answer_the_same_here_although_they_are
     theirs.save_pretrained(tmp_path)
     found = conversion.read(tmp_path)
     torch.testing.assert_close(
-        answers(conversion.objective(found), found.model), told(theirs, found.model), **TOLERANCE
+        answers(conversion.build_objective(found), found.model), logits_of(theirs, found.model), **TOLERANCE
     )
 
 
@@ -175,8 +175,8 @@ def test_segmentation_of_beit_answers_the_same_here_when_its_pyramid_reads_our_b
     )
     theirs.save_pretrained(tmp_path)
     found = conversion.read(tmp_path)
-    expected = F.interpolate(told(theirs, found.model), size=32, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(answers(conversion.objective(found), found.model), expected, **tolerance(expected))
+    expected = F.interpolate(logits_of(theirs, found.model), size=32, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(answers(conversion.build_objective(found), found.model), expected, **tolerance(expected))
 
 
 def beit_for_segmentation(folder, out_indices):
@@ -188,7 +188,7 @@ def beit_for_segmentation(folder, out_indices):
 def test_a_published_config_is_taken_at_the_authors_word_and_the_difference_is_said(tmp_path, caplog):
     found = conversion.read(beit_for_segmentation(tmp_path, [3, 5, 7, 11]))
     assert "transformers reads [1, 3, 5, 9]" in caplog.text
-    assert conversion.objective(found).decoder.taps == (3, 5, 7, 11)
+    assert conversion.build_objective(found).decoder.layers == (3, 5, 7, 11)
 
 
 def test_another_pyramid_is_refused_with_the_blocks_that_both_read(tmp_path):
@@ -204,7 +204,7 @@ def test_a_trunk_alone_is_read_for_going_on_and_says_what_it_lacks(tmp_path):
     assert (found.purpose, found.model.position) == ("pretrain", "shared-relative")
     assert found.report.missing == ("backbone.mask_token", "lm_head.weight", "lm_head.bias")
     with pytest.raises(BenchError, match=r"lacks backbone.mask_token, lm_head.bias, lm_head.weight.*start_from"):
-        conversion.objective(found)
+        conversion.build_objective(found)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_the_index_buffers_of_old_files_stay_behind(tmp_path, flag, where):
     save_file(load_file(path) | {index: torch.zeros(17, 17, dtype=torch.int64)}, path, metadata={"format": "pt"})
     found = conversion.read(tmp_path)
     assert found.report.left == (index,)
-    conversion.objective(found)
+    conversion.build_objective(found)
 
 
 def test_two_final_norms_are_refused(tmp_path):
@@ -287,7 +287,7 @@ def test_partial_leaves_out_what_has_no_place_and_says_so(tmp_path):
 def test_positions_are_resized_to_the_image_size_of_the_config(tmp_path):
     found = conversion.read(saved(tmp_path, image_size=48))
     assert found.report.resized == tuple(f"backbone.blocks.{n}.attn.relative_position_bias_table" for n in range(3))
-    assert conversion.objective(found).predict({"image": torch.randn(1, 3, 48, 48)})["logits"].shape == (1, 5)
+    assert conversion.build_objective(found).predict({"image": torch.randn(1, 3, 48, 48)})["logits"].shape == (1, 5)
 
 
 def test_labels_and_preprocessing_are_read_as_the_folder_has_them(tmp_path):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from bench.checkpoints.formats.key_mapping import Names, below, fuse_qkv, split_qkv
+from bench.checkpoints.formats.key_mapping import Names, with_prefix, fuse_qkv, split_qkv
 
 NAMES = Names(
     (
         ("head", "classifier"),
-        *below((("norm1", "before"), ("mlp.fc1", "inner")), "blocks.{}", "layer.{}"),
+        *with_prefix((("norm1", "before"), ("mlp.fc1", "inner")), "blocks.{}", "layer.{}"),
         ("decoder.steps.{}.{}", "up.{}.at.{}"),
         ("norm", "last"),
         ("norm", "other"),

@@ -46,7 +46,7 @@ def saved(folder, name="vit_base_patch16_224", **arguments):
 
 
 @torch.no_grad()
-def told(theirs, model):
+def logits_of(theirs, model):
     return theirs(pictures(model))
 
 
@@ -57,7 +57,7 @@ def test_a_network_of_timm_answers_the_same_here_and_goes_back_unchanged(tmp_pat
     found = conversion.read(tmp_path / "there")
     assert (found.family, found.purpose, found.report.unexpected) == ("timm", "classify", ())
     torch.testing.assert_close(
-        answers(conversion.objective(found), found.model), told(theirs, found.model), **TOLERANCE
+        answers(conversion.build_objective(found), found.model), logits_of(theirs, found.model), **TOLERANCE
     )
     conversion.write(found.state, found.model, found.pool, "timm", tmp_path / "back")
     assert_same_state(load_file(tmp_path / "back/model.safetensors"), theirs.state_dict())
@@ -69,7 +69,7 @@ def test_a_network_of_ours_answers_the_same_in_timm_and_comes_back(tmp_path, nam
     ours = network(model, pool)
     conversion.write(ours, model, pool, "timm", tmp_path, labels=tuple("abcdefg"), preprocessing=SETTINGS)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    torch.testing.assert_close(told(theirs, model), answers(ours, model), **TOLERANCE)
+    torch.testing.assert_close(logits_of(theirs, model), answers(ours, model), **TOLERANCE)
     back = conversion.read(tmp_path)
     assert back.model.model_copy(update={"size": model.size}) == model
     assert (back.labels, back.preprocessing) == (tuple("abcdefg"), SETTINGS | {"resolution": 32})
@@ -94,7 +94,7 @@ def test_a_convolutional_network_comes_and_goes_as_it_is(tmp_path):
     assert (found.model.trunk, found.model.classes, found.purpose) == ("timm:resnet10t", 5, "classify")
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(
-        conversion.objective(found).predict({"image": images})["logits"], theirs(images), **TOLERANCE
+        conversion.build_objective(found).predict({"image": images})["logits"], theirs(images), **TOLERANCE
     )
     conversion.write(found.state, found.model, "token", "timm", tmp_path / "back")
     again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True)
@@ -109,7 +109,7 @@ def test_a_file_of_timm_needs_no_config(tmp_path):
     found = conversion.read(tmp_path / "weights.safetensors")
     assert (found.family, found.model.heads, found.model.image_size) == ("timm", 4, 32)
     torch.testing.assert_close(
-        answers(conversion.objective(found), found.model), told(theirs, found.model), **TOLERANCE
+        answers(conversion.build_objective(found), found.model), logits_of(theirs, found.model), **TOLERANCE
     )
 
 

@@ -42,7 +42,7 @@ def cache(tmp_path_factory, monkeypatch) -> None:
 def pretrained(folder: Path, model: Model = PLUS, seed: int = 0) -> Path:
     """A Hugging Face folder of a pretrained network, every number of it drawn."""
     seed_all(seed)
-    network = Recover(build(model, hides=True), 32, everything=False)
+    network = Recover(build(model, mask_token=True), 32, predict_all=False)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     conversion.write(network, model, "token", "hf", folder)

@@ -12,7 +12,7 @@ from bench.config.schema import Model, Protocol, Recipe
 from bench.config.stage import Data, Stage
 from bench.errors import BenchError
 from bench.methods import beit, masked_images, tokenizer
-from bench.methods.beit import RecoverPixels, RecoverWords
+from bench.methods.beit import RecoverPixels, RecoverVisualTokens
 from bench.methods.tokenizer import TrainTokenizer
 from bench.models import dvae
 from bench.pipeline.masking import BlockMasking
@@ -118,7 +118,7 @@ def test_hidden_patches_do_not_reach_the_student():
     cover = given["hidden"].unflatten(1, (4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2).unsqueeze(1)
     other = given | {"image": torch.where(cover, torch.randn_like(given["image"]), given["image"])}
     assert not torch.equal(given["image"], other["image"])
-    assert torch.equal(ours.answers(given), ours.answers(other))
+    assert torch.equal(ours.predictions(given), ours.predictions(other))
 
 
 def test_the_tokenizer_sees_the_whole_picture():
@@ -160,7 +160,7 @@ def test_pixels_are_those_of_the_patch():
     assert isinstance(ours, RecoverPixels)
     row, column = 2, 3
     patch = given["image"][1, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
-    assert torch.equal(ours.pixels(given["image"])[1, 4 * row + column], patch.flatten())
+    assert torch.equal(masked_images.patchify(given["image"], 4)[1, 4 * row + column], patch.flatten())
 
 
 def test_no_tokenizer_is_trained_for_pixels():
@@ -190,7 +190,7 @@ def test_the_trained_tokenizer_is_used_as_it_was_trained():
 
 def test_the_tokenizer_stays_in_evaluation_mode_and_out_of_the_checkpoint():
     ours = objective().train()
-    assert isinstance(ours, RecoverWords) and ours.backbone.training
+    assert isinstance(ours, RecoverVisualTokens) and ours.backbone.training
     assert not any(module.training for module in ours.tokenizer.modules())
     assert not any(key.startswith("tokenizer") for key in ours.trainable_state())
 
@@ -270,11 +270,11 @@ def test_words_of_fixed_views_are_looked_up_once(tmp_path, monkeypatch):
     asked = with_data(views="fixed")
     ours = beit.objective(asked, {"tokenizer": trained_tokenizer()})
     given = batch() | {"index": torch.tensor([2, 0, 3, 1])}
-    first = ours.words(given)
+    first = ours.visual_tokens(given)
     assert torch.equal(first, ours.tokenizer.encode(given["token_image"].float() / 255))
     again = beit.objective(asked, {"tokenizer": trained_tokenizer()})
     monkeypatch.setattr(again.tokenizer, "encode", lambda images: pytest.fail("looked at an image twice"))
-    assert torch.equal(again.words(given), first)
+    assert torch.equal(again.visual_tokens(given), first)
     (file,) = (tmp_path / "words").glob("*.npy")
     assert np.load(file).dtype == np.uint16
 
@@ -286,7 +286,7 @@ def test_words_of_another_tokenizer_are_not_taken(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         trained = tokenizer.objective(stage(kind="tokenizer", words=16, width=16))
         ours = beit.objective(with_data(views="fixed"), {"tokenizer": trained})
-        assert torch.equal(ours.words(given), ours.tokenizer.encode(given["token_image"].float() / 255))
+        assert torch.equal(ours.visual_tokens(given), ours.tokenizer.encode(given["token_image"].float() / 255))
     assert len(list((tmp_path / "words").glob("*.npy"))) == 2
 
 

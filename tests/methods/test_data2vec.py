@@ -13,7 +13,7 @@ from bench.config.schema import Model, Protocol, Recipe
 from bench.config.stage import Stage
 from bench.errors import BenchError
 from bench.methods import data2vec, masked_images
-from bench.methods.data2vec import Decay, spread, target_layers
+from bench.methods.data2vec import Decay, feature_std, target_layers
 from bench.pipeline.masking import BlockMasking
 
 SMALL = Model(
@@ -217,8 +217,8 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 
 
 def test_a_collapsed_representation_has_no_spread():
-    assert spread(torch.ones(5, 3)) == 0
-    assert spread(torch.tensor([[0.0, 0.0], [2.0, 4.0]])) == pytest.approx(1.5)
+    assert feature_std(torch.ones(5, 3)) == 0
+    assert feature_std(torch.tensor([[0.0, 0.0], [2.0, 4.0]])) == pytest.approx(1.5)
 
 
 def test_data2vec_needs_hidden_patches():

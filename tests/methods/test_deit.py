@@ -9,7 +9,7 @@ from bench.config.schema import Model, Protocol, Recipe
 from bench.config.stage import Stage
 from bench.errors import BenchError
 from bench.methods import deit
-from bench.methods.classification import classify
+from bench.methods.classification import build_classifier
 from bench.methods.deit import Restandardised
 
 SMALL = Model(trunk="vit", width=24, depth=2, heads=3, image_size=16, patch_size=8, classes=5, distilled=True)
@@ -34,7 +34,7 @@ def stage(variant="", **options):
 
 def teacher():
     torch.manual_seed(7)
-    return classify(Model(trunk="timm:test_resnet", image_size=16, classes=5), Recipe())
+    return build_classifier(Model(trunk="timm:test_resnet", image_size=16, classes=5), Recipe())
 
 
 def objective(variant="", **options):

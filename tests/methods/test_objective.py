@@ -9,10 +9,10 @@ from torch import nn
 
 from bench.config.schema import Model, Recipe
 from bench.errors import BenchError
-from bench.methods.classification import Loss, classify
-from bench.methods.linear_probe import probe
+from bench.methods.classification import Loss, build_classifier
+from bench.methods.linear_probe import build_probe
 from bench.methods.objective import Objective
-from bench.methods.segmentation import segment
+from bench.methods.segmentation import build_segmenter
 
 CLASSES = 5
 
@@ -38,13 +38,13 @@ def step(objective, given, number=0):
 
 
 NETWORKS = {
-    "mean pooling": lambda: classify(model(position="relative", layer_scale=0.1), Recipe(pool="mean")),
-    "class token": lambda: classify(model(trunk="vit"), Recipe()),
-    "distillation token": lambda: classify(model(trunk="vit", distilled=True), Recipe()),
-    "tanh layer": lambda: classify(model(trunk="vit"), Recipe(), style="vit", representation=True),
-    "convolutions": lambda: classify(model(trunk="timm:test_resnet"), Recipe()),
-    "linear decoder": lambda: segment(model(decoder="linear"), Recipe(), ignore_label=255),
-    "setr-pup": lambda: segment(model(trunk="vit", decoder="setr-pup"), Recipe(), ignore_label=255),
+    "mean pooling": lambda: build_classifier(model(position="relative", layer_scale=0.1), Recipe(pool="mean")),
+    "class token": lambda: build_classifier(model(trunk="vit"), Recipe()),
+    "distillation token": lambda: build_classifier(model(trunk="vit", distilled=True), Recipe()),
+    "tanh layer": lambda: build_classifier(model(trunk="vit"), Recipe(), style="vit", representation=True),
+    "convolutions": lambda: build_classifier(model(trunk="timm:test_resnet"), Recipe()),
+    "linear decoder": lambda: build_segmenter(model(decoder="linear"), Recipe(), ignore_label=255),
+    "setr-pup": lambda: build_segmenter(model(trunk="vit", decoder="setr-pup"), Recipe(), ignore_label=255),
 }
 
 
@@ -101,7 +101,7 @@ def test_logits_in_half_precision_lose_nothing_in_the_loss():
 
 
 def test_mixed_targets_are_learned_and_no_accuracy_is_claimed_for_them():
-    objective = classify(model(), Recipe(mixup=0.8, cutmix=1.0, label_smoothing=0.1))
+    objective = build_classifier(model(), Recipe(mixup=0.8, cutmix=1.0, label_smoothing=0.1))
     given = batch()
     prepared = objective.prepare(dict(given), seed=0, step=0, batch_size=4)
     assert prepared["target"].sum(1).tolist() == pytest.approx([1.0] * 4)
@@ -136,14 +136,14 @@ def test_a_map_of_ignored_pixels_gives_no_loss_and_no_nan():
 
 def test_segmentation_needs_a_decoder_that_exists():
     with pytest.raises(BenchError, match=r"model\.decoder, one of linear, setr-pup, upernet"):
-        segment(model(), Recipe(), ignore_label=255)
+        build_segmenter(model(), Recipe(), ignore_label=255)
 
 
 # Linear probe
 
 
 def test_a_probe_leaves_the_backbone_alone_and_in_evaluation_mode():
-    objective = probe(model()).train()
+    objective = build_probe(model()).train()
     assert not objective.backbone.training
     step(objective, batch())["loss"].backward()
     learned = [name for name, parameter in objective.named_parameters() if parameter.grad is not None]
@@ -152,7 +152,7 @@ def test_a_probe_leaves_the_backbone_alone_and_in_evaluation_mode():
 
 
 def test_a_probe_trains_a_classifier_on_every_block_and_scores_one():
-    objective, given = probe(model(depth=4)), batch()
+    objective, given = build_probe(model(depth=4)), batch()
     outputs, target = objective.predict(given), objective.target(given)
     assert torch.equal(outputs["logits"], outputs["layer3"])
     total = sum(objective.loss(outputs[f"layer{number}"], target) for number in range(1, 5))
@@ -161,7 +161,7 @@ def test_a_probe_trains_a_classifier_on_every_block_and_scores_one():
 
 def test_a_probe_of_a_block_that_does_not_exist_is_refused():
     with pytest.raises(BenchError, match="layer = 9: the backbone has blocks 1 to 2"):
-        probe(model(), layer=9)
+        build_probe(model(), layer=9)
 
 
 # What is saved, what is shown

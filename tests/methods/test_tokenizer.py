@@ -10,7 +10,7 @@ from bench.config.schema import Model, Protocol, Recipe
 from bench.config.stage import Stage
 from bench.errors import BenchError
 from bench.methods import tokenizer as tokenizer_module
-from bench.methods.tokenizer import divergence_from_uniform, gumbel, perplexity
+from bench.methods.tokenizer import divergence_from_uniform, gumbel_noise, perplexity
 from bench.models.dvae import DalleTokenizer, DiscreteVAE, Tokenizer, agreement, check_agreement
 
 OPTIONS = {"words": 8, "width": 16, "kl_weight": 1e-3, "kl_ramp": 0.2, "temperature": 0.1, "cooling": 0.5}
@@ -137,7 +137,7 @@ def test_progress_is_in_the_checkpoint():
 
 
 def test_gumbel_noise_has_its_known_mean_and_deviation():
-    noise = gumbel((200_000,), seed=0)
+    noise = gumbel_noise((200_000,), seed=0)
     assert noise.mean() == pytest.approx(0.5772, abs=0.01)
     assert noise.std() == pytest.approx(np.pi / 6**0.5, abs=0.01)
 
@@ -196,7 +196,7 @@ def test_a_precision_that_changes_words_is_refused():
     tokenizer = Rounded()
     tokenizer.set_precision("bf16")
     check_agreement(tokenizer, torch.rand(2, 3, 8, 8).round())
-    with pytest.raises(BenchError, match=r"% of the words are those of fp32, 99.9% must be"):
+    with pytest.raises(BenchError, match=r"% of the visual tokens are those of fp32, 99.9% must be"):
         check_agreement(tokenizer, torch.full((4, 3, 1, 1), 0.7515))
 
 
@@ -231,7 +231,7 @@ def test_dalles_encoder_is_read_from_a_folder(small_dalle):
     codebook, folder = small_dalle
     images = torch.rand(2, 3, 32, 32)
     ours = DalleTokenizer.load(str(folder))
-    assert ours.words == 16
+    assert ours.vocab_size == 16
     assert torch.equal(ours.encode(images), codebook.get_codebook_indices(0.8 * images + 0.1).flatten(1))
 
 

@@ -10,10 +10,10 @@ from torch import nn
 from bench.config.schema import Model, Recipe
 from bench.errors import BenchError
 from bench.models.backbone import build, convnet
-from bench.models.drop_path import DropPath, fix_drop_path
+from bench.models.drop_path import DropPath, seed_drop_path
 from bench.models.init import initialise
 from bench.models.pos_embed import resize_embedding
-from bench.models.transfer import part, transfer
+from bench.models.transfer import submodule_state, transfer
 
 POSITIONS = ["absolute", "relative", "shared-relative"]
 
@@ -39,7 +39,7 @@ def images():
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_what_is_in_hidden_patches_does_not_reach_the_tokens(position, images):
-    backbone = lively(build(model(position=position), hides=True))
+    backbone = lively(build(model(position=position), mask_token=True))
     hidden = torch.zeros(2, 16, dtype=torch.bool)
     hidden[:, 0] = True
     changed = images.clone()
@@ -50,13 +50,13 @@ def test_what_is_in_hidden_patches_does_not_reach_the_tokens(position, images):
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_hidden_patches_still_tell_where_they_are(position, images):
-    backbone = lively(build(model(position=position), hides=True))
+    backbone = lively(build(model(position=position), mask_token=True))
     tokens = backbone(images, torch.ones(2, 16, dtype=torch.bool)).tokens
     assert not torch.allclose(tokens[:, 1], tokens[:, 6])
 
 
 def test_only_a_backbone_that_hides_patches_has_a_mask_token():
-    assert "mask_token" in build(model(), hides=True).state_dict()
+    assert "mask_token" in build(model(), mask_token=True).state_dict()
     assert "mask_token" not in build(model()).state_dict()
 
 
@@ -102,7 +102,7 @@ def test_gradient_checkpointing_changes_no_gradient(images):
     for again in (False, True):
         backbone = lively(build(model(position="shared-relative"), Recipe(drop_path=0.5))).train()
         backbone.gradient_checkpointing = again
-        fix_drop_path(backbone, seed=0, step=0, positions=torch.arange(2), batch_size=2)
+        seed_drop_path(backbone, seed=0, step=0, positions=torch.arange(2), batch_size=2)
         backbone(images).tokens.square().sum().backward()
         gradients.append([p.grad for name, p in backbone.named_parameters() if not name.startswith("norm")])
     for plain, again in zip(*gradients, strict=True):
@@ -138,7 +138,7 @@ def test_a_convolutional_network_takes_its_options_and_classes():
 
 
 def test_a_shared_table_is_cloned_into_every_block_and_the_mask_token_left_behind(images):
-    old = lively(build(model(position="shared-relative"), hides=True))
+    old = lively(build(model(position="shared-relative"), mask_token=True))
     new = build(model(position="relative"), norm=False).eval()
     report = transfer(old.state_dict(), new)
     torch.testing.assert_close(new(images).tokens, old(images).tokens)
@@ -171,7 +171,9 @@ def test_weights_that_do_not_fit_are_refused_by_name(old, new, complaint):
 
 
 def test_a_part_of_a_state_is_found_under_its_own_names():
-    assert part({"backbone.norm.bias": torch.ones(1), "head.bias": torch.zeros(1)}, "backbone") == {"norm.bias": 1}
+    assert submodule_state({"backbone.norm.bias": torch.ones(1), "head.bias": torch.zeros(1)}, "backbone") == {
+        "norm.bias": 1
+    }
 
 
 def test_resizing_an_embedding_of_a_constant_keeps_the_constant():
@@ -212,7 +214,7 @@ def test_processes_and_accumulation_do_not_change_what_is_dropped():
     images = torch.randn(8, 3, 32, 32)
 
     def tokens(positions, step):
-        fix_drop_path(backbone, seed=3, step=step, positions=positions, batch_size=8)
+        seed_drop_path(backbone, seed=3, step=step, positions=positions, batch_size=8)
         return backbone(images[positions]).tokens
 
     whole = tokens(torch.arange(8), 0)
@@ -224,7 +226,7 @@ def test_processes_and_accumulation_do_not_change_what_is_dropped():
 
 def test_a_branch_is_dropped_as_often_as_the_rate_says_and_its_mean_is_kept():
     layer = DropPath(0.3).train()
-    fix_drop_path(
+    seed_drop_path(
         nn.Sequential(nn.Linear(1, 1), layer), seed=0, step=0, positions=torch.arange(20000), batch_size=20000
     )
     branch = layer(torch.ones(20000, 1))

@@ -44,13 +44,13 @@ def test_a_representation_layer_bounds_what_the_classifier_reads():
 
 
 def test_a_probe_reads_class_token_and_mean_patch_of_every_block():
-    probe = LayerwiseProbe(12, 5, depth=3, layer=2, prefix_tokens=2)
+    build_probe = LayerwiseProbe(12, 5, depth=3, layer=2, prefix_tokens=2)
     layers = (TOKENS, 2 * TOKENS, 3 * TOKENS)
-    outputs = probe(layers)
+    outputs = build_probe(layers)
     assert set(outputs) == {"logits", "layer1", "layer2", "layer3"}
     assert torch.equal(outputs["logits"], outputs["layer2"])
     read = torch.cat([6 * TOKENS[:, 0] / 2, 3 * TOKENS[:, 2:].mean(1)], dim=1)
-    torch.testing.assert_close(outputs["layer3"], read @ probe.linear[2].weight.T)
+    torch.testing.assert_close(outputs["layer3"], read @ build_probe.linear[2].weight.T)
 
 
 def test_the_linear_decoder_puts_each_patch_where_it_was():

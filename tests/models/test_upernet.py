@@ -11,10 +11,10 @@ from torch import nn
 
 from bench.config.schema import Model, Recipe
 from bench.errors import BenchError
-from bench.methods.segmentation import Segment, segment
+from bench.methods.segmentation import Segment, build_segmenter
 from bench.models.dropout import ChannelDropout, seed_dropout
-from bench.models.sync_batchnorm import share_batch_norms
-from bench.models.upernet import FcnHead, UperHead, UperNet, taps
+from bench.models.sync_batchnorm import sync_batch_norms
+from bench.models.upernet import FcnHead, UperHead, UperNet, pyramid_layers
 
 LAYERS = [torch.randn(2, 16, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
 
@@ -25,10 +25,10 @@ def decoder(patch_size: int = 16, size: int = 64, depth: int = 12) -> UperNet:
 
 
 def test_the_pyramid_reads_the_published_blocks():
-    assert taps(12) == (3, 5, 7, 11)
-    assert taps(24) == (7, 11, 15, 23)
-    assert taps(4) == (0, 1, 2, 3)
-    assert all(0 <= block < depth for depth in range(1, 40) for block in taps(depth))
+    assert pyramid_layers(12) == (3, 5, 7, 11)
+    assert pyramid_layers(24) == (7, 11, 15, 23)
+    assert pyramid_layers(4) == (0, 1, 2, 3)
+    assert all(0 <= block < depth for depth in range(1, 40) for block in pyramid_layers(depth))
 
 
 @pytest.mark.parametrize("patch_size", [4, 8, 16, 32])
@@ -130,7 +130,7 @@ def learner(**recipe: Any) -> Segment:
     torch.manual_seed(0)
     shape = Model(trunk="beit", width=12, depth=4, heads=2, image_size=32, patch_size=8, position="relative")
     whole = shape.model_copy(update={"classes": 3, "decoder": "upernet"})
-    return segment(whole, Recipe(**recipe), ignore_label=255)
+    return build_segmenter(whole, Recipe(**recipe), ignore_label=255)
 
 
 def scene() -> dict[str, torch.Tensor]:
@@ -157,7 +157,7 @@ def test_both_heads_learn_and_the_auxiliary_one_counts_for_less():
 
 
 def test_one_image_at_a_time_is_refused_while_learning():
-    with pytest.raises(BenchError, match="cannot learn from one image at a time"):
+    with pytest.raises(BenchError, match="cannot be trained on one image at a time"):
         decoder().train()(*(layer[:1] for layer in LAYERS))
     assert decoder().eval()(*(layer[:1] for layer in LAYERS))["logits"].shape[0] == 1
 
@@ -201,7 +201,7 @@ def test_batch_norm_of_two_processes_is_that_of_one(monkeypatch):
     alone = through(weighted_norm(), pictures, upstream)
     shared = [weighted_norm() for _ in range(2)]
     for norm in shared:
-        share_batch_norms(norm, torch.device("cpu"))
+        sync_batch_norms(norm, torch.device("cpu"))
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.all_reduce", Meeting().all_reduce)
     with ThreadPoolExecutor(2) as pool:

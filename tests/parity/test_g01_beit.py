@@ -21,7 +21,7 @@ from recorded import (
     without_indices,
 )
 
-from bench.methods.beit import RecoverWords
+from bench.methods.beit import RecoverVisualTokens
 from bench.models.backbone import build
 from bench.models.dvae import Tokenizer
 from bench.training.schedule import learning_rate, weight_decay
@@ -34,7 +34,7 @@ class Recorded(Tokenizer):
 
     def __init__(self, words):
         super().__init__()
-        self.words = words
+        self.vocab_size = words
 
     def encode(self, images):
         return (255 * images).round().long()  # pixels come divided by 255
@@ -57,7 +57,9 @@ def config(case):
 @pytest.fixture
 def objective(case, config):
     model = model_of(config["model"])
-    objective = RecoverWords(build(model, hides=True), Recorded(config["model"]["vocab_size"]), everything=False)
+    objective = RecoverVisualTokens(
+        build(model, mask_token=True), Recorded(config["model"]["vocab_size"]), predict_all=False
+    )
     objective.load_trainable_state(ours(arrays(case / "params.safetensors")))
     return objective.train()
 
@@ -82,21 +84,21 @@ def test_our_network_has_the_recorded_parameters(config, objective):
 
 
 def test_the_words_asked_for_are_the_labels(case, objective, given):
-    assert torch.equal(objective.words(given)[given["hidden"]], arrays(case / "inputs.safetensors")["labels"])
+    assert torch.equal(objective.visual_tokens(given)[given["hidden"]], arrays(case / "inputs.safetensors")["labels"])
 
 
 def test_logits_of_hidden_patches_and_loss(case, objective, given):
     path = case / "outputs.safetensors"
     found, expected = objective(given), arrays(path)
-    near(objective.answers(given), path, "logits_masked", "outputs")
+    near(objective.predictions(given), path, "logits_masked", "outputs")
     number((found["loss"] / found["count"]).item(), path, "loss", "loss")
     assert (found["masked_accuracy"] / found["count"]).item() == pytest.approx(expected["mlm_acc"].item(), abs=1e-6)
 
 
 def test_logits_of_all_patches(case, objective, given):
-    objective.everything = True
+    objective.predict_all = True
     path = case / "outputs.safetensors"
-    near(objective.answers(given), path, "logits_all", "outputs", expected=arrays(path)["logits_all"].flatten(0, 1))
+    near(objective.predictions(given), path, "logits_all", "outputs", expected=arrays(path)["logits_all"].flatten(0, 1))
 
 
 def test_in_double_precision_nothing_but_one_rounding_is_left(case, objective, given):
@@ -104,7 +106,7 @@ def test_in_double_precision_nothing_but_one_rounding_is_left(case, objective, g
     objective.double()
     given["image"] = given["image"].double()
     found = objective(given)
-    rounded(objective.answers(given), expected["logits_masked"], "logits_masked")
+    rounded(objective.predictions(given), expected["logits_masked"], "logits_masked")
     rounded(found["loss"] / found["count"], expected["loss"], "loss")
 
 

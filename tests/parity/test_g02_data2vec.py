@@ -66,7 +66,7 @@ def objective(case, config):
     steps = optimizer["epochs"] * optimizer["niter_per_ep"]
     decay = Decay(rule["ema_decay"], rule["ema_decay_init"], rule["ema_start_at"] / steps, optimizer["epochs"])
     objective = Scaled(
-        build(model_of(config["model"]), hides=True),
+        build(model_of(config["model"]), mask_token=True),
         layers=rule["target_layers"],
         beta=rule["l1_beta"],
         norm_targets=rule["post_target_layer_norm"],
@@ -159,7 +159,7 @@ def test_the_teachers_index_of_positions_is_never_averaged(golden):
     for name in lowered:
         grid, decay = name.removeprefix("grid").split("_decay")
         size = {"embed_dim": 8, "depth": 1, "num_heads": 1, "mlp_ratio": 1, "img_size": int(grid), "patch_size": 1}
-        backbone = build(model_of(size | {"use_shared_rel_pos_bias": True}), hides=True)
+        backbone = build(model_of(size | {"use_shared_rel_pos_bias": True}), mask_token=True)
         objective = PredictTeacher(backbone, layers=[0], beta=1.0, norm_targets=True, decay=Decay(float(decay)))
         assert len(backbone.rel_pos_bias.relative_position_bias_table) == note[name]["table_rows"]
         before = backbone.rel_pos_bias.relative_position_index.clone()

@@ -12,7 +12,7 @@ from bench.models.pos_embed import geometric_offsets, resize_embedding, resize_t
 from bench.models.transfer import transfer
 
 GOLDEN = "g07_position_interpolation"
-TABLE = "relative_position_bias_table"
+BIAS_TABLE = "relative_position_bias_table"
 KINDS = {"relative position bias", "absolute position embedding", "segmentation backbone checkpoint"}
 
 
@@ -46,14 +46,14 @@ def test_a_hand_over_to_another_grid_leaves_the_recorded_tables(cases, path):
     """The whole backbone is handed over, as before fine-tuning and segmentation."""
     compared = 0
     for name, (case, given, recorded) in cases.items():
-        tables = [key for key in recorded if key.endswith(TABLE)]
+        tables = [key for key in recorded if key.endswith(BIAS_TABLE)]
         if not tables:
             continue
         size = {"width": 4 * case["heads"], "depth": case["depth"], "heads": case["heads"], "patch_size": 2}
         position = "shared-relative" if case["input_is_shared_table"] else "relative"
         old = build(Model(trunk="beit", position=position, image_size=2 * case["source_grid"], **size))
         new = build(Model(trunk="beit", position="relative", image_size=2 * case["target_grid"], **size))
-        transfer(old.state_dict() | {key: value for key, value in given.items() if key.endswith(TABLE)}, new)
+        transfer(old.state_dict() | {key: value for key, value in given.items() if key.endswith(BIAS_TABLE)}, new)
         assert len(tables) == case["depth"]
         for key in tables:
             near(new.state_dict()[key], path, f"{name}/{key}", "resized")
@@ -64,8 +64,8 @@ def test_a_hand_over_to_another_grid_leaves_the_recorded_tables(cases, path):
 def test_one_table_resized_is_the_recorded_one(cases, path):
     compared = 0
     for name, (case, given, recorded) in cases.items():
-        for key in (key for key in given if key.endswith(TABLE)):
-            for after in (key,) if key in recorded else (k for k in recorded if k.endswith(TABLE)):
+        for key in (key for key in given if key.endswith(BIAS_TABLE)):
+            for after in (key,) if key in recorded else (k for k in recorded if k.endswith(BIAS_TABLE)):
                 near(resize_table(given[key], case["target_grid"]), path, f"{name}/{after}", "resized")
                 compared += 1
     assert compared
@@ -96,4 +96,4 @@ def test_absolute_embeddings_are_resized_as_recorded(cases, path):
 
 
 def test_every_recorded_array_is_a_table_or_an_embedding(cases):
-    assert all(key == "pos_embed" or key.endswith(TABLE) for case in cases.values() for key in case.recorded)
+    assert all(key == "pos_embed" or key.endswith(BIAS_TABLE) for case in cases.values() for key in case.recorded)

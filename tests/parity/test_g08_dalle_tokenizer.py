@@ -52,7 +52,7 @@ def images(folder):
 def test_words_are_exact_and_won_by_the_recorded_margin(folder, config, tokenizer, images):
     path = folder / "outputs.safetensors"
     recorded = arrays(path)
-    assert tokenizer.stride == config["downsample"] and tokenizer.words == config["vocab_size"]
+    assert tokenizer.stride == config["downsample"] and tokenizer.vocab_size == config["vocab_size"]
     for size, batch in images.items():
         assert torch.equal(tokenizer.encode(batch), recorded[f"tokens_{size}"].flatten(1).long()), size
         best, second = tokenizer.logits(batch).topk(2, dim=1).values.unbind(1)

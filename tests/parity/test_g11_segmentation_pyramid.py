@@ -32,7 +32,7 @@ def ours(case, config):
     model = model_of(config["model"])
     shape = {"size": model.image_size, "patch_size": model.patch_size, "depth": model.depth}
     network = Segment(build(model, norm=False), UperNet(model.width, 2, **shape), ignore_label=255)
-    network.decoder.taps = tuple(config["model"]["out_indices"])  # where a study would have a depth's own
+    network.decoder.layers = tuple(config["model"]["out_indices"])  # where a study would have a depth's own
     state = {named(name): value for name, value in without_indices(arrays(case / "params.safetensors")).items()}
     heads = {name: value for name, value in network.state_dict().items() if "_head." in name}
     network.load_trainable_state(state | heads)
@@ -45,7 +45,7 @@ def images(case):
 
 
 def pyramid(network, images):
-    layers = network.backbone(images, layers=network.decoder.taps).layers
+    layers = network.backbone(images, layers=network.decoder.layers).layers
     return network.decoder.pyramid([network.backbone.patches(tokens) for tokens in layers])
 
 

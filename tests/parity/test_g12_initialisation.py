@@ -9,7 +9,7 @@ from recorded import model_of, read
 from torch import nn
 
 from bench.config.schema import Recipe
-from bench.methods.classification import classify
+from bench.methods.classification import build_classifier
 from bench.models.backbone import build
 from bench.models.init import initialise
 
@@ -22,16 +22,16 @@ def network(options, names):
     """Our network of the recorded case: a classifier, or a pretraining backbone with a linear head."""
     if "num_classes" not in options:
         objective = nn.Module()
-        objective.backbone = build(model_of(options), hides=True)
+        objective.backbone = build(model_of(options), mask_token=True)
         objective.lm_head = nn.Linear(options["embed_dim"], options.get("vocab_size", options["embed_dim"]))
         initialise(objective, "beit-pretrain")
         return objective
     if "init_scale" in options:
         pool = "mean" if options["use_mean_pooling"] else "token"
         recipe = Recipe(pool=pool, head_init_scale=options["init_scale"])
-        return classify(model_of(options, classes=options["num_classes"]), recipe)
+        return build_classifier(model_of(options, classes=options["num_classes"]), recipe)
     model = model_of(options, trunk="vit", classes=options["num_classes"], distilled="dist_token" in names)
-    return classify(model, Recipe())
+    return build_classifier(model, Recipe())
 
 
 class Pair(NamedTuple):

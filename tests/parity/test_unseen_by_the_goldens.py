@@ -10,7 +10,7 @@ from recorded import training
 from safetensors.torch import load_file, save_file
 
 from bench.config.schema import Model, Recipe
-from bench.methods.classification import Classify, classify
+from bench.methods.classification import Classify, build_classifier
 from bench.methods.data2vec import Decay, PredictTeacher
 from bench.models.backbone import build
 from bench.models.transfer import transfer
@@ -26,7 +26,7 @@ def model(position="shared-relative", **more):
 
 def data2vec(layers, *, norm_targets, position="shared-relative"):
     torch.manual_seed(0)
-    backbone = build(model(position), hides=True)
+    backbone = build(model(position), mask_token=True)
     return PredictTeacher(backbone, layers=layers, beta=2.0, norm_targets=norm_targets, decay=Decay(0.9998))
 
 
@@ -109,7 +109,9 @@ def test_fine_tuning_from_a_checkpoint_trains_no_bias_of_the_keys(position, batc
     trained_once(before, batch)
     weights = {name: value.contiguous() for name, value in before.backbone.state_dict().items()}
     save_file(weights, tmp_path / "model.safetensors")
-    tuned = classify(model("absolute" if position == "absolute" else "relative", classes=3), Recipe(pool="mean"))
+    tuned = build_classifier(
+        model("absolute" if position == "absolute" else "relative", classes=3), Recipe(pool="mean")
+    )
     transfer(load_file(tmp_path / "model.safetensors"), tuned.backbone)
     labelled = batch | {"label": torch.tensor([0, 2])}
     check_no_key_bias(tuned, trained_once(tuned, labelled))
@@ -124,7 +126,7 @@ def test_a_resumed_objective_trains_no_bias_of_the_keys(batch):
 
 def test_the_check_would_see_a_trained_bias_of_the_keys(batch):
     """One that is a parameter, as it would be with one bias for queries, keys and values."""
-    tuned = classify(model("relative", classes=3), Recipe(pool="mean"))
+    tuned = build_classifier(model("relative", classes=3), Recipe(pool="mean"))
     for block in tuned.backbone.blocks:
         zeros = torch.zeros_like(block.attn.q_bias)
         del block.attn.k_bias
@@ -136,7 +138,7 @@ def test_the_check_would_see_a_trained_bias_of_the_keys(batch):
 
 def test_a_vision_transformer_of_deit_has_the_joint_bias_of_its_authors():
     """There the keys do have one, within `qkv.bias`."""
-    ours = classify(Model(trunk="vit", classes=3, **SIZE), Recipe())
+    ours = build_classifier(Model(trunk="vit", classes=3, **SIZE), Recipe())
     assert isinstance(ours, Classify)
     joint = [name for group in parameter_groups(ours, Recipe()) for name in group["names"] if name.endswith("qkv.bias")]
     assert len(joint) == SIZE["depth"]

@@ -11,7 +11,7 @@ from bench.config.registry import places, read_study
 from bench.config.schema import Arm, Model, Protocol, Recipe, Study
 from bench.config.stage import Plan, Stage
 from bench.methods.objective import Objective
-from bench.methods.segmentation import segment
+from bench.methods.segmentation import build_segmenter
 from bench.models import backbone as backbones
 from bench.models import dvae
 from bench.planning import costs, forecast
@@ -67,7 +67,7 @@ def test_a_tokenizer_costs_what_the_formula_says() -> None:
 def test_a_segmentation_network_costs_what_the_formula_says(decoder: str, patch_size: int) -> None:
     shape = {**SMALL, "image_size": 64, "patch_size": patch_size, "classes": 5, "decoder": decoder}
     model = Model(trunk="vit", **shape)
-    network = segment(model, Recipe(), ignore_label=255).train()
+    network = build_segmenter(model, Recipe(), ignore_label=255).train()
     for block in network.backbone.blocks:
         block.attn.fused_attn = False
     stage = Stage(kind="finetune", method="vit", task="t", model=model, protocol=Protocol())

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from bench.checkpoints import conversion
 from bench.config.schema import Model, Recipe
-from bench.methods.classification import classify
+from bench.methods.classification import build_classifier
 from bench.methods.masked_images import Recover
 from bench.methods.objective import Objective
-from bench.methods.segmentation import segment
+from bench.methods.segmentation import build_segmenter
 from bench.models.backbone import build
 
 CLASSES, WORDS = 7, 19
@@ -51,17 +51,17 @@ def hidden(model: Model) -> Tensor:
 def network(model: Model, pool: str = "mean", purpose: str = "classify", *, representation: bool = False) -> Objective:
     """One of our networks, random."""
     if purpose == "segment":
-        return randomised(segment(model, Recipe(), ignore_label=255))
+        return randomised(build_segmenter(model, Recipe(), ignore_label=255))
     if purpose == "classify":
-        return randomised(classify(model, Recipe(pool=pool), representation=representation))
-    return randomised(Recover(build(model, hides=True), WORDS, everything=False))
+        return randomised(build_classifier(model, Recipe(pool=pool), representation=representation))
+    return randomised(Recover(build(model, mask_token=True), WORDS, predict_all=False))
 
 
 @torch.no_grad()
 def answers(objective: Objective, model: Model) -> Tensor:
     """What a network of ours says of the pictures, or of the patches that are hidden from it."""
     if isinstance(objective, Recover):
-        return objective.answers({"image": pictures(model), "hidden": hidden(model)})
+        return objective.predictions({"image": pictures(model), "hidden": hidden(model)})
     return objective.predict({"image": pictures(model)})["logits"]
 
 
@@ -74,5 +74,5 @@ def assert_whole(checkpoint: conversion.ConvertedCheckpoint, expected: Objective
     """Everything was found, under our names, with nothing over, and gives the same answers."""
     assert not checkpoint.report.missing + checkpoint.report.unexpected + checkpoint.report.resized
     assert_same_state(checkpoint.state, expected.trainable_state())
-    again = answers(conversion.objective(checkpoint), checkpoint.model)
+    again = answers(conversion.build_objective(checkpoint), checkpoint.model)
     torch.testing.assert_close(again, answers(expected, checkpoint.model), **TOLERANCE)

@@ -1,10 +1,11 @@
-"""timm's files: Beit, VisionTransformer and VisionTransformerDistilled, whose names are ours and the authors'.
+"""timm's files: Beit, VisionTransformer and VisionTransformerDistilled, whose tensor names are the authors'.
 
 A folder holds `config.json` and `model.safetensors`; timm.create_model("local-dir:FOLDER") reads what is written here.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -18,42 +19,42 @@ from bench.config.schema import Model
 from bench.errors import BenchError, parse
 from bench.models.backbone import CONVNET
 
-PLAIN = {"beit": "beit_base_patch16_224", "vit": "vit_base_patch16_224", "deit": "deit_base_distilled_patch16_224"}
-UNKNOWN = ("lm_head.", "backbone.mask_token")  # timm goes on from what was pretrained, it does not pretrain
-GIVEN = {"mean": "mean", "std": "std", "crop_pct": "crop_ratio", "interpolation": "interpolation"}  # theirs: ours
+BORROWED = {"beit": "beit_base_patch16_224", "vit": "vit_base_patch16_224", "deit": "deit_base_distilled_patch16_224"}
+PRETRAINING = ("lm_head.", "backbone.mask_token")  # which timm's networks do not have
+SETTINGS = {"mean": "mean", "std": "std", "crop_pct": "crop_ratio", "interpolation": "interpolation"}  # theirs: ours
 
 
-def recognises(weights: RawCheckpoint) -> bool:
-    """Whether the folder is one of timm's."""
+def is_timm_checkpoint(weights: RawCheckpoint) -> bool:
+    """Whether the folder is one of timm's, by its config.json."""
     return "architecture" in weights.config
 
 
 def read(weights: RawCheckpoint) -> ParsedCheckpoint:
-    """A folder of timm in our words. BenchError for a Vision Transformer that is none of ours."""
-    network = _network(weights)
+    """Parse a folder of timm. BenchError for a Vision Transformer that our networks cannot be."""
+    network = _build_network(weights)
     if not isinstance(network, Beit | VisionTransformer):
-        return _convnet(weights, network)
+        return _read_convnet(weights, network)
     pool: Pool = "mean" if network.global_pool == "avg" else "token"
     if network.global_pool not in ("avg", "token") or (pool == "mean") is isinstance(network.fc_norm, nn.Identity):
         raise BenchError(f"{weights.name} pools by {network.global_pool!r}, with its norm elsewhere than our networks")
     block: Any = network.blocks[0]
     if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != "none":
         raise BenchError(f"{weights.name} has the activation {block.mlp.act}; our networks have the exact GELU")
-    found = authors.read(weights, heads=block.attn.num_heads)
+    parsed = authors.read(weights, heads=block.attn.num_heads)
     settings = weights.config.get("pretrained_cfg", weights.config)
-    model = found.model.model_copy(
+    model = parsed.model.model_copy(
         update={
             "norm_eps": block.norm1.eps,
             "image_size": network.patch_embed.img_size[0],
-            "layer_scale": float(getattr(block, "init_values", 0) or found.model.layer_scale),
+            "layer_scale": float(getattr(block, "init_values", 0) or parsed.model.layer_scale),
         }
     )
     labels = _labels(weights.config, model.classes)
-    return found._replace(model=model, pool=pool, preprocessing=preprocessing(settings), labels=labels)
+    return replace(parsed, model=model, pool=pool, preprocessing=preprocessing(settings), labels=labels)
 
 
-def _convnet(weights: RawCheckpoint, network: Any) -> ParsedCheckpoint:
-    """A network that is used as it is, with its own classifier, such as a convolutional teacher."""
+def _read_convnet(weights: RawCheckpoint, network: Any) -> ParsedCheckpoint:
+    """Parse a network that is used as it is, with its own classifier, such as a convolutional teacher."""
     settings = weights.config.get("pretrained_cfg", weights.config)
     values = {
         "trunk": f"{CONVNET}{weights.config['architecture']}",
@@ -68,13 +69,13 @@ def _convnet(weights: RawCheckpoint, network: Any) -> ParsedCheckpoint:
 
 
 def _labels(config: dict[str, Any], classes: int) -> tuple[str, ...]:
-    """Names of the classes, in order; none when they are not there for all."""
-    found = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names") or ()
-    return tuple(map(str, found)) if not isinstance(found, dict) and len(found) == classes else ()
+    """Names of the classes, in order; () unless there is one for each."""
+    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names") or ()
+    return tuple(map(str, names)) if not isinstance(names, dict) and len(names) == classes else ()
 
 
-def _network(weights: RawCheckpoint) -> Any:
-    """The network that a config names, without memory for its parameters."""
+def _build_network(weights: RawCheckpoint) -> Any:
+    """Build the network that a config names, on the meta device."""
     name, arguments = str(weights.config["architecture"]), weights.config.get("model_args", {})
     classes = weights.config.get("num_classes", weights.config.get("pretrained_cfg", {}).get("num_classes", 1000))
     if not timm.is_model(name):
@@ -85,24 +86,24 @@ def _network(weights: RawCheckpoint) -> Any:
 
 
 def preprocessing(settings: dict[str, Any]) -> dict[str, Any]:
-    """How timm's settings prepare a picture: mean, std, resolution, crop_ratio, interpolation."""
-    found = {ours: settings[theirs] for theirs, ours in GIVEN.items() if settings.get(theirs)}
-    return found | ({"resolution": settings["input_size"][-1]} if settings.get("input_size") else {})
+    """The preprocessing of a pretrained_cfg: mean, std, resolution, crop_ratio, interpolation."""
+    values = {ours: settings[theirs] for theirs, ours in SETTINGS.items() if settings.get(theirs)}
+    return values | ({"resolution": settings["input_size"][-1]} if settings.get("input_size") else {})
 
 
 def write(
     state: State, model: Model, pool: Pool, *, labels: tuple[str, ...], preprocessing: dict[str, Any]
 ) -> tuple[State, dict[str, Any]]:
     """The tensors and the config of a folder that timm loads. BenchError when none of its networks is ours."""
-    if lacking := _lacking(state, model, pool):
-        raise BenchError(f"timm has no such network with {lacking}; `--to authors` writes any network of ours")
+    if part := _unsupported(state, model, pool):
+        raise BenchError(f"timm has no such network with {part}; `--to authors` writes any network of ours")
     if model.trunk.startswith(CONVNET):
         theirs = {name.removeprefix("backbone."): value for name, value in state.items()}
         arguments: dict[str, Any] = dict(model.options)
     else:
-        kept = {name: value for name, value in state.items() if not name.startswith(UNKNOWN)}
-        theirs, strange = authors.NAMES.write(kept)
-        assert not strange, strange
+        network = {name: value for name, value in state.items() if not name.startswith(PRETRAINING)}
+        theirs, unknown = authors.NAMES.write(network)
+        assert not unknown, unknown
         arguments = _arguments(model, "token" if purpose_of(state) == "pretrain" else pool)
     return theirs, _config(model, arguments, labels, preprocessing)
 
@@ -110,16 +111,16 @@ def write(
 def _config(
     model: Model, arguments: dict[str, Any], labels: tuple[str, ...], preprocessing: dict[str, Any]
 ) -> dict[str, Any]:
-    """What config.json says. What it does not say is as the architecture has it that lends its name."""
-    own = model.trunk.removeprefix(CONVNET)
-    settings = {theirs: preprocessing[ours] for theirs, ours in GIVEN.items() if ours in preprocessing}
-    side, transformer = preprocessing.get("resolution", model.image_size), own in PLAIN
+    """config.json. What it does not set has the value of the architecture whose name is borrowed."""
+    name = model.trunk.removeprefix(CONVNET)
+    settings = {theirs: preprocessing[ours] for theirs, ours in SETTINGS.items() if ours in preprocessing}
+    side, transformer = preprocessing.get("resolution", model.image_size), name in BORROWED
     if transformer:
         side = model.image_size
         settings |= {"fixed_input_size": True, "first_conv": "patch_embed.proj"}
         settings["classifier"] = ["head", "head_dist"] if model.distilled else "head"
     return {
-        "architecture": PLAIN["deit" if model.distilled else own] if transformer else own,
+        "architecture": BORROWED["deit" if model.distilled else name] if transformer else name,
         "num_classes": model.classes,
         **({"global_pool": arguments["global_pool"]} if transformer else {}),
         "model_args": arguments,
@@ -128,8 +129,8 @@ def _config(
     }
 
 
-def _lacking(state: State, model: Model, pool: Pool) -> str:
-    """What our network has and timm's have not; '' when nothing."""
+def _unsupported(state: State, model: Model, pool: Pool) -> str:
+    """A part of our network that timm's networks do not have; '' when there is none."""
     if any(name.startswith("head.representation.") for name in state):
         return "a tanh layer before its classifier (supervised.options.representation = false trains one without)"
     if purpose_of(state) == "segment":
@@ -144,20 +145,20 @@ def _pooling(pool: Pool) -> str:
 
 
 def _arguments(model: Model, pool: Pool) -> dict[str, Any]:
-    """Arguments of the constructor, which are not those of the architecture that lends its name."""
-    found = {
+    """Arguments of the constructor that differ from those of the architecture whose name is borrowed."""
+    arguments = {
         "img_size": model.image_size,
         "patch_size": model.patch_size,
         "embed_dim": model.width,
         "depth": model.depth,
         "num_heads": model.heads,
         "mlp_ratio": model.mlp_ratio,
-        "init_values": model.layer_scale,  # 0: none; timm passes over an argument that is None
+        "init_values": model.layer_scale,  # 0 for none, since timm ignores an argument of None
         "global_pool": _pooling(pool),
     }
     if model.trunk != "beit":
-        return found
-    return found | {
+        return arguments
+    return arguments | {
         "use_abs_pos_emb": model.position == "absolute",
         "use_rel_pos_bias": model.position == "relative",
         "use_shared_rel_pos_bias": model.position == "shared-relative",
