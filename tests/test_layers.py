@@ -161,8 +161,22 @@ def test_only_the_room_of_methods_knows_them_by_name(room: str) -> None:
             assert not imported & {f"methods.{method}" for method in methods.names()}, module
 
 
-@pytest.mark.parametrize("module", ["training.loop", "training.step", "training.worker", "evaluation.loop"])
-def test_the_loop_knows_no_method(module: str) -> None:
+SHARED = ["objective", "masked_images", "classification", "segmentation", "linear_probe"]
+OF_ANY_METHOD = [
+    *("training.loop", "training.step", "training.worker", "evaluation.loop"),
+    *(f"checkpoints.{name}" for name in ("conversion", "warm_start", "importer", "exporter", "model_card")),
+]
+
+
+@pytest.mark.parametrize("module", SHARED)
+def test_what_methods_share_imports_none_of_them(module: str) -> None:
+    from bench import methods
+
+    assert not own_imports(f"methods.{module}") & {f"methods.{method}" for method in methods.names()}
+
+
+@pytest.mark.parametrize("module", OF_ANY_METHOD)
+def test_the_loop_and_the_conversion_name_no_method(module: str) -> None:
     from bench import methods
 
     strings = {node.value for node in ast.walk(tree_of(MODULES[module])) if isinstance(node, ast.Constant)}

@@ -73,9 +73,8 @@ def _write(run: Run, to: str, folder: Path, *, name: str, output: Path) -> tuple
     )
     purpose = purpose_of(state)
     if to == "hf":
-        write_json(
-            folder / "preprocessor_config.json", processor_config(stage.protocol, segmentation=purpose == "segment")
-        )
+        config = processor_config(stage.protocol, segmentation=purpose == "segment")
+        write_json(folder / "preprocessor_config.json", config)
         written.append(folder / "preprocessor_config.json")
     write_atomic(folder / "README.md", write_card(_card_facts(run, to, purpose, name, output)))
     files = tuple(path.name for path in (*written, folder / "README.md"))

@@ -20,7 +20,7 @@ from bench.config.schema import Model, Recipe
 from bench.errors import BenchError
 from bench.methods.classification import build_classifier
 from bench.methods.linear_probe import build_probe
-from bench.models.transfer import part, transfer
+from bench.models.transfer import submodule_state, transfer
 
 RECORDED = {"atol": 2e-5, "rtol": 0}  # the golden folder's README
 SEGMENTS = {**SMALL, "trunk": "beit", "position": "relative", "layer_scale": 0.1, "image_size": 64, "patch_size": 16}
@@ -213,7 +213,7 @@ def test_the_conversion_that_a_refusal_proposes_gives_a_file_that_is_read(tmp_pa
         ),
         ({"model": {}}, "holds no tensors"),
         ([1, 2], "holds a list"),
-        ({"vit.encoder.layer.0.output.dense.weight": torch.ones(1)}, "config.json must lie beside it"),
+        ({"vit.encoder.layer.0.output.dense.weight": torch.ones(1)}, "put its config.json beside it"),
         ({"patch_embed.proj.weight": torch.ones(8, 3, 4, 4)}, "lacks 'backbone.cls_token'"),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_damaged_file_is_refused(tmp_path):
 def test_a_width_that_does_not_tell_the_heads_asks_for_them(tmp_path):
     model = Model(**SMALL)
     state = conversion.authors.write(network(model, "token").trainable_state(), model)["model"]
-    with pytest.raises(BenchError, match="32 channels do not tell the number of attention heads; give --heads"):
+    with pytest.raises(BenchError, match="number of attention heads does not follow from 32 channels; give --heads"):
         conversion.read(boxed(tmp_path, state))
 
 
@@ -253,7 +253,7 @@ def test_a_pretrained_norm_stays_behind_and_that_of_mean_pooling_begins_anew_as_
     (path,) = conversion.write(network(model, purpose="pretrain"), model, "mean", "authors", tmp_path)
     found = conversion.read(path)
     tuned = build_classifier(found.model.model_copy(update={"classes": 5, "position": "relative"}), Recipe(pool="mean"))
-    moved = transfer(part(found.state, "backbone"), tuned.backbone)
+    moved = transfer(submodule_state(found.state, "backbone"), tuned.backbone)
     assert set(moved.left) == {"mask_token", "norm.weight", "norm.bias"}
     assert len(moved.shared) == found.model.depth
     assert torch.equal(tuned.head.fc_norm.weight, torch.ones(found.model.width))
@@ -261,7 +261,7 @@ def test_a_pretrained_norm_stays_behind_and_that_of_mean_pooling_begins_anew_as_
 
 def test_a_linear_probe_is_no_network_of_others(tmp_path):
     model = Model(**SMALL)
-    with pytest.raises(BenchError, match=r"linear probe.*export what it was made on"):
+    with pytest.raises(BenchError, match=r"linear probe.*export the run whose backbone was probed"):
         conversion.write(build_probe(model), model, "token", "authors", tmp_path)
 
 

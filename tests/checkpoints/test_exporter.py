@@ -191,7 +191,7 @@ def test_what_the_target_does_not_have_leaves_an_earlier_export_as_it_was(output
     exporter.export(run, "hf", folder, output=output)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch, pytest.raises(BenchError, match="no place"):
-        patch.setattr(exporter.hub, "write", lambda *_, **__: (_ for _ in ()).throw(BenchError("no place")))
+        patch.setattr(exporter.conversion, "write", lambda *_, **__: (_ for _ in ()).throw(BenchError("no place")))
         exporter.export(run, "timm", folder, output=output)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.checkpoints.formats.key_mapping import Names, with_prefix, fuse_qkv, split_qkv
+from bench.checkpoints.formats.key_mapping import Names, fuse_qkv, split_qkv, with_prefix
 
 NAMES = Names(
     (

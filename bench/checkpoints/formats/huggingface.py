@@ -208,10 +208,8 @@ def _side(name: str, size: Any) -> int:
 def _position(name: str, config: dict[str, Any]) -> str:
     positions = [position for position, flag in POSITIONS.items() if config.get(flag, False)]
     if len(positions) != 1:
-        flags = ", ".join(POSITIONS.values())
-        raise BenchError(
-            f"{name}: config.json has {len(positions) or 'none'} of {flags}; our networks have one of them"
-        )
+        count, flags = len(positions) or "none", ", ".join(POSITIONS.values())
+        raise BenchError(f"{name}: config.json has {count} of {flags}; our networks have one of them")
     return positions[0]
 
 
