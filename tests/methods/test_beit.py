@@ -160,7 +160,7 @@ def test_pixels_are_those_of_the_patch():
     assert isinstance(ours, RecoverPixels)
     row, column = 2, 3
     patch = given["image"][1, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
-    assert torch.equal(masked_images.patchify(given["image"], 4)[1, 4 * row + column], patch.flatten())
+    assert torch.equal(masked_images.patchify(given["image"], 8)[1, 4 * row + column], patch.flatten())
 
 
 def test_no_tokenizer_is_trained_for_pixels():
@@ -213,7 +213,7 @@ def test_a_reduced_precision_is_checked_once_after_the_first_step():
 def test_words_must_be_as_large_as_patches():
     ours = stage()
     other = ours.model_copy(update={"model": SMALL.model_copy(update={"patch_size": 16})})
-    with pytest.raises(BenchError, match=r"4 pixels of the half-size picture, for patches of 8, but .* 16"):
+    with pytest.raises(BenchError, match=r"4 pixels of the half-size image, for patches of 8, but .* 16"):
         beit.objective(other, {"tokenizer": trained_tokenizer()})
 
 
