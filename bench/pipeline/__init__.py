@@ -1,1 +1,1 @@
-"""From an image to a batch: transforms, masking, mixing, sampling, loading."""
+"""From an image to a batch: transforms, masking, mixup, sampling, loading."""

@@ -1,4 +1,4 @@
-"""From images to batches: every view is drawn under the seed of its image, by any number of worker processes."""
+"""Data loading: each view is computed under a seed of its own, by any number of worker processes."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from bench.seeding import derive, forked, seed_cpu
 
 Batch = dict[str, Any]
 View = Callable[[dict[str, Any]], dict[str, Any]]
-ON_CPU = frozenset({"index", "position"})  # read by the host in every step; copying them back would make it wait
+ON_CPU = frozenset({"index", "position"})  # read by the host in every step; copied back from a GPU they would sync
 
 
 class Images(Protocol):
-    """What is read here of a data source."""
+    """What the loader needs of a data source."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-class _Views:
-    """A source seen through a view: from a list of draws to one batch."""
+class _ViewDataset:
+    """A source and a view, as a data set of torch: from a list of draws to one batch."""
 
     def __init__(self, source: Images, view: View, seed: int) -> None:
         self.source, self.view, self.seed = source, view, seed
 
     def __getitems__(self, draws: Sequence[Draw]) -> Batch:
-        with forked(0):
-            seen = [self._look(draw) for draw in draws]
-        return collate(seen, draws)
+        with forked(0):  # without workers this runs in the training process, whose generators must not move
+            samples = [self._sample(draw) for draw in draws]
+        return collate(samples, draws)
 
-    def _look(self, draw: Draw) -> dict[str, Any]:
+    def _sample(self, draw: Draw) -> dict[str, Any]:
         seed_cpu(derive(self.seed, "view", draw.epoch, draw.image, draw.copy))
         return self.view(self.source[draw.image] | {"index": draw.image})
 
 
-def collate(seen: Sequence[Mapping[str, Any]], draws: Sequence[Draw]) -> Batch:
-    """One batch of many views, with `index` and `position` (B,). Tensors of different sizes stay a list."""
-    batch: Batch = {name: _stack([one[name] for one in seen]) for name in seen[0]}
+def collate(samples: Sequence[Mapping[str, Any]], draws: Sequence[Draw]) -> Batch:
+    """One batch of many samples, with `index` and `position` (B,). Tensors of different sizes stay a list."""
+    batch: Batch = {name: _stack([sample[name] for sample in samples]) for name in samples[0]}
     batch["index"] = torch.tensor([draw.image for draw in draws])
     batch["position"] = torch.tensor([draw.position for draw in draws])
     return batch
@@ -65,7 +65,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def move_and_normalise(batch: Batch, device: torch.device, protocol: schema.Protocol) -> Batch:
-    """The batch on `device`, its images standardised: as an objective takes it."""
+    """The batch on `device`, its images normalised: the input of an objective."""
     batch = to_device(batch, device)
     return batch | {"image": normalise(batch["image"], protocol.mean, protocol.std)}
 
@@ -79,15 +79,15 @@ def _move(value: Any, device: torch.device) -> Any:
 def load_batches(
     source: Images, view: View, draws: Iterable[list[Draw]], *, seed: int, workers: int = 0, pin: bool = False
 ) -> Iterator[Batch]:
-    """One batch for each list of draws, in that order. The order of work among the workers changes nothing."""
+    """One batch for each list of draws, in that order, whatever the number of workers and their order of work."""
     loader: DataLoader[Batch] = DataLoader(
-        _Views(source, view, seed),  # type: ignore[arg-type]
+        _ViewDataset(source, view, seed),  # type: ignore[arg-type]
         batch_sampler=draws,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=_as_is,  # the batch is made already
+        collate_fn=_identity,  # __getitems__ has collated the batch
         pin_memory=pin,
-        worker_init_fn=_quiet,
-        generator=torch.Generator(),  # otherwise each start draws from the global generator
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # without one, each iterator draws its base seed from the global generator
     )
     return iter(loader)
 
@@ -102,7 +102,7 @@ def loader(
 
 
 class _Restartable:
-    """Lists of draws from step `start` on; a plain generator could not be handed to worker processes."""
+    """Lists of draws of steps `start` to `stop` - 1; unlike a generator it can be pickled for worker processes."""
 
     def __init__(self, batches: Batches, start: int, stop: int) -> None:
         self.batches, self.start, self.stop = batches, start, stop
@@ -111,11 +111,11 @@ class _Restartable:
         return self.batches.from_step(self.start, self.stop)
 
 
-def _as_is(batch: Any) -> Batch:
+def _identity(batch: Any) -> Batch:
     return batch
 
 
-def _quiet(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """Ctrl-C and the scheduler's warning reach the whole process group; the main process decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

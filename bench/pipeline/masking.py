@@ -1,6 +1,6 @@
-"""Which patches the student must not see: block-wise as in BEiT and data2vec, at random, or none.
+"""Masks for masked image modelling: block-wise as in BEiT and data2vec, random, or none. True is hidden.
 
-All draws come from Python's `random`, which the sampler has seeded for this image. True is hidden.
+All draws come from Python's `random`, which the data loader has seeded for this image.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 
 from bench.errors import BenchError, unknown
 
-ATTEMPTS = 10  # blocks tried before the image is left as it is
-ASPECT = 0.3  # blocks are between this and its inverse as high as wide
+ATTEMPTS = 10  # blocks tried before the mask is left as it is
+ASPECT = 0.3  # height / width of a block is between this and its inverse
 
 Masking = Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
 class BlockMasking:
-    """Hide rectangles until `hidden_patches` are hidden: an upper bound, which a third of the images miss.
+    """Hide rectangles until `hidden_patches` are hidden: an upper bound, which a third of the masks do not reach.
 
-    block_min, block_max: bounds of the area that is drawn, in patches. What a block newly hides may be less,
-    since blocks overlap. No block is as high or as wide as the grid.
+    block_min, block_max: bounds of the area that is drawn, in patches. A block may hide fewer new patches, since
+    blocks overlap. No block is as high or as wide as the grid.
     Source: BEiT masking_generator.py; P-BEiT Algorithm 1 differs (aspect uniform instead of log-uniform).
     """
 
@@ -35,7 +35,7 @@ class BlockMasking:
     block_max: int
 
     def __call__(self) -> np.ndarray:
-        """A fresh choice, (grid, grid) of bool."""
+        """Draw a mask: (grid, grid) of bool."""
         hidden = np.zeros((self.grid, self.grid), dtype=bool)
         while (remaining := self.hidden_patches - int(hidden.sum())) > 0:
             block = self._fitting_block(hidden, min(remaining, self.block_max))
@@ -45,9 +45,9 @@ class BlockMasking:
         return hidden
 
     def _fitting_block(self, hidden: np.ndarray, most: int) -> tuple[slice, slice] | None:
-        """A block that hides between 1 and `most` patches that were not; None after too many attempts."""
+        """A block that hides 1 to `most` patches not hidden before; None after too many attempts."""
         for _ in range(ATTEMPTS):
-            area = random.uniform(self.block_min, most)
+            area = random.uniform(self.block_min, most)  # `most` may be the smaller bound; uniform takes either order
             aspect = math.exp(random.uniform(math.log(ASPECT), -math.log(ASPECT)))
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if height >= self.grid or width >= self.grid:
@@ -68,7 +68,7 @@ class RandomMasking:
     hidden_patches: int
 
     def __call__(self) -> np.ndarray:
-        """A fresh choice, (grid, grid) of bool."""
+        """Draw a mask: (grid, grid) of bool."""
         hidden = np.zeros(self.grid**2, dtype=bool)
         hidden[random.sample(range(self.grid**2), self.hidden_patches)] = True
         return hidden.reshape(self.grid, self.grid)
@@ -88,9 +88,9 @@ class NoMasking:
 def build(
     kind: str, grid: int, *, hidden_fraction: float, block_min_fraction: float, block_max_fraction: float
 ) -> Masking:
-    """The masking named `kind` (block, random, none), its counts given as fractions of the grid's patches.
+    """The masking named `kind` (block, random, none), with its counts as fractions of the grid's patches.
 
-    Fractions let a recipe for 14x14 patches serve smaller grids; at 14x14 they are the authors' counts.
+    So a recipe for 14x14 patches also fits smaller grids; at 14x14 the fractions are the authors' counts.
     """
     patches = grid**2
     hidden_patches = round(hidden_fraction * patches)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a batch, with draws that belong to the images and not to the process that holds them."""
+"""Mixup and CutMix of a batch, with random draws that depend on the images and not on the process they are on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.config.schema import Recipe
 from bench.errors import BenchError
 from bench.seeding import derive, forked
 
-MIX_PAIRS = 32  # pairs mixed alike: 64 images, the batch of one of DeiT's GPUs (D: run_with_submitit.py)
+MIX_PAIRS = 32  # pairs that share a draw: 64 images, the batch of one of DeiT's GPUs (D: run_with_submitit.py)
 
 
 class Mixer:
@@ -38,18 +38,18 @@ class Mixer:
     def __call__(
         self, images: Tensor, labels: Tensor, *, seed: int, step: int, positions: Tensor, batch_size: int
     ) -> tuple[Tensor, Tensor]:
-        """Mixed float images (B, C, H, W) and soft targets (B, K), in the order given.
+        """Mixed float images (B, C, H, W) and soft targets (B, K), in the order of the input.
 
-        positions: (B,) places in the global batch of `batch_size`; on the CPU, where reading them waits for nothing.
+        positions: (B,) places in the global batch of `batch_size`; on the CPU, so that reading them does not sync.
         Raises BenchError when `batch_size` is odd.
         """
-        assert images.is_floating_point(), "images are mixed after normalising"
+        assert images.is_floating_point(), "images are mixed after normalisation"
         if not self.active:
             return images, mixup_target(labels, self.classes, smoothing=self.smoothing)
         mixed = torch.empty_like(images)
-        targets = images.new_empty((len(images), self.classes), dtype=torch.float32)
+        targets = images.new_empty((len(images), self.classes), dtype=torch.float32)  # whatever the images' precision
         for group, rows in _partners(positions.tolist(), batch_size).items():
-            with forked(derive(seed, "mix", step, group)):
+            with forked(derive(seed, "mix", step, group)):  # timm's Mixup draws from NumPy's global generator
                 mixed[rows], targets[rows] = self.mix(images[rows], labels[rows])
         return mixed, targets
 
@@ -59,7 +59,7 @@ class Mixer:
 
 
 def _partners(positions: list[int], batch_size: int) -> dict[int, list[int]]:
-    """Rows of each group of pairs, ordered so that a row's partner is its mirror image in the list."""
+    """Rows of each group of pairs, a row's partner at the mirrored place, since timm mixes a batch with its reverse."""
     if batch_size % 2:
         raise BenchError(f"batch_size = {batch_size} is odd, but mixup and cutmix mix images in pairs; make it even")
     half = batch_size // 2

@@ -1,4 +1,4 @@
-"""Which image is seen when: a pure function of (seed, epoch, position), kept nowhere and so never restored wrongly.
+"""Sampling order: a pure function of (seed, epoch, position), saved nowhere and so never restored wrongly.
 
 Letters: B images of one optimiser step over all processes; b images of one micro-batch on one process;
 position: place of an image in the step's global batch, 0 to B - 1.
@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.config.schema import Recipe
-from bench.errors import BenchError
+from bench.errors import BenchError, listed_up_to
 from bench.seeding import derive
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class Draw(NamedTuple):
-    """One image to be looked at, and what decides its random view."""
+    """One image of a batch, and what determines its random view."""
 
-    image: int  # its index
+    image: int  # its index in the source
     epoch: int
     copy: int  # which of its repeats in this epoch
-    position: int
+    position: int  # in the step's global batch
 
 
 def permutation(seed: int, images: int) -> Tensor:
-    """A permutation of 0 to images - 1, from torch's CPU generator started at `seed`: (images,) int64."""
-    import torch
+    """A permutation of 0 to images - 1, from torch's CPU generator with this seed: (images,) int64."""
+    import torch  # here, because the planner and the launcher import this module without torch
 
     return torch.randperm(images, generator=torch.Generator().manual_seed(seed))
 
@@ -45,14 +45,14 @@ def repeat_indices(indices: Tensor, repeats: int) -> Tensor:
     return indices.repeat_interleave(repeats)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # it is asked for at every image
 def epoch_order(seed: int, epoch: int, images: int, repeats: int = 1) -> Tensor:
-    """Indices in the order of one epoch: (images,) int64. With repeats it shows images / repeats different ones."""
+    """The order of one epoch: (images,) int64. With repeats it has images / repeats different images."""
     return repeat_indices(permutation(derive(seed, "order", epoch), images), repeats)[:images]
 
 
 def is_paired(recipe: Recipe) -> bool:
-    """Whether images are mixed in pairs, which then have to be in the same micro-batch."""
+    """Whether images are mixed in pairs, which must then be in the same micro-batch."""
     return recipe.mixup > 0 or recipe.cutmix > 0
 
 
@@ -61,7 +61,7 @@ def micro_batching(
 ) -> tuple[int, int]:
     """(micro-batch per process, accumulation steps) whose product with `processes` is exactly `batch_size`.
 
-    micro: the largest part a device can hold, or None for no limit. paired: images are mixed in pairs, so a
+    micro: the micro-batch, or None for the whole share of a process. paired: images are mixed in pairs, so a
     micro-batch is even. BenchError gives the numbers that would fit.
     """
     unit = 2 if paired else 1
@@ -71,19 +71,19 @@ def micro_batching(
         pairs = " in even parts (its images are mixed in pairs)" if paired else ""
         raise BenchError(
             f"a batch of {batch_size} does not divide among {processes} processes{pairs}; "
-            f"it does among {_some(fits) or 'none'}; with {processes}, a batch of {_near(batch_size, processes * unit)}"
+            f"it does among {_listed(fits)}; with {processes}, a batch of {_nearest(batch_size, processes * unit)}"
         )
     if micro is not None and (share % micro or micro % unit):
         fits = [n for n in range(unit, share + 1, unit) if share % n == 0]
-        raise BenchError(f"micro-batch {micro} does not divide {share} images per process; {_some(fits)} would")
+        raise BenchError(f"micro-batch {micro} does not divide {share} images per process; {_listed(fits)} would")
     return (micro or share), share // (micro or share)
 
 
-def _some(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers)) if len(numbers) <= 12 else f"{', '.join(map(str, numbers[:12]))}, ..."
+def _listed(numbers: list[int]) -> str:
+    return listed_up_to([str(number) for number in numbers], 12)
 
 
-def _near(batch_size: int, unit: int) -> str:
+def _nearest(batch_size: int, unit: int) -> str:
     lower = batch_size // unit * unit
     return f"{lower} or {lower + unit} would" if lower else f"{unit} would"
 
@@ -118,7 +118,7 @@ class Batches:
         return planned_steps(self.images, self.batch_size, epochs)
 
     def micro_batches(self, step: int) -> list[list[Draw]]:
-        """What this process looks at in optimiser step `step`: `accumulation` lists of `micro` draws."""
+        """The images of this process in optimiser step `step`: `accumulation` lists of `micro` draws."""
         chunks = range(self.rank, self.accumulation * self.processes, self.processes)
         return [[self._draw(step, position) for position in self._positions(chunk)] for chunk in chunks]
 

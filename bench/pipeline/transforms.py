@@ -1,12 +1,12 @@
-"""Views: from an image to the tensors that a stage learns from or is scored on; normalising; mixing.
+"""Views: the transforms from an image to the tensors of a sample, for training and evaluation; normalisation.
 
-A view runs on one sample in a loader's worker and draws only from the global generators of Python, NumPy and
-torch, which the sampler has seeded for this image. It hands over uint8 (C, H, W): a quarter of the bytes, and
-`normalise` does the arithmetic on the device, in the batch.
+A view runs on one sample in a worker of the data loader and draws only from the global generators of Python, NumPy and
+torch, which the loader has seeded for this image. Its images are uint8 (C, H, W), a quarter of the bytes of float32;
+`normalise` converts a whole batch on the device.
 
 Letters: B images, C channels (3), H, W pixels, K classes.
 
-Departs from the reference: nothing. BEiT's colour jitter is computed on the crop only, with the same pixels.
+Departs from the reference: nothing. BEiT's colour jitter is computed on the crop alone and gives the same pixels.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ RAND_AUGMENT = re.compile(r"rand(-(m|n|mmax|inc)\d+|-(mstd|p)\d+(\.\d+)?|-tweigh
 
 
 def train_view(recipe: Recipe, model: Model, protocol: Protocol) -> View:
-    """The view for learning from labels: random crop, flip, RandAugment or colour jitter, random erasing.
+    """The view for supervised training: random crop, flip, RandAugment or colour jitter, random erasing.
 
     {"image": uint8 (C, H, W), "label": int}; with random erasing the image is float32 and already normalised,
-    because what is erased is filled with noise of the normalised scale. As in timm's `create_transform`, which
+    because the erased box is filled with noise of unit variance. As in timm's `create_transform`, which
     DeiT and BEiT use, `color_jitter` has no effect while RandAugment is on.
     Raises BenchError for a `rand_augment` that timm cannot read.
     """
@@ -71,10 +71,10 @@ def crop_flip_jitter(recipe: Recipe, model: Model, protocol: Protocol) -> View:
 
 
 def two_views(recipe: Recipe, model: Model, protocol: Protocol, *, token_size: int | None = None) -> View:
-    """The view for BEiT: the image for the student and the same crop, smaller, for the tokenizer.
+    """The view for BEiT: a crop for the student, and the same crop, smaller, for the tokenizer.
 
-    Adds "token_image": uint8 (C, token_size, token_size), resampled from the same box by Lanczos; half the image
-    size unless given. It is of the jittered and flipped image, too.
+    Adds "token_image": uint8 (C, token_size, token_size), resampled by Lanczos from the same jittered and flipped box.
+    token_size: half the image size by default.
     Source: RandomResizedCropAndInterpolationWithTwoPic (B: transforms.py).
     """
     return _PretrainView(
@@ -83,12 +83,12 @@ def two_views(recipe: Recipe, model: Model, protocol: Protocol, *, token_size: i
 
 
 def eval_view(protocol: Protocol) -> View:
-    """The view for scoring: short side to floor(resolution / crop_ratio), antialiased by Pillow; centre crop.
+    """The view for evaluation: short side to floor(resolution / crop_ratio), antialiased by Pillow; centre crop.
 
-    If the protocol says `whole` both sides become that long, as transformers' image processors have it.
+    If the protocol says `whole`, both sides become that long, as in transformers' image processors.
     """
     return _EvalView(
-        side=math.floor(protocol.resolution / protocol.crop_ratio + 1e-6),
+        side=math.floor(protocol.resolution / protocol.crop_ratio + 1e-6),  # 384 / (384 / 450) is 449.99999999999994
         whole=protocol.whole,
         size=protocol.resolution,
         resampling=RESAMPLING[protocol.interpolation],
@@ -96,11 +96,11 @@ def eval_view(protocol: Protocol) -> View:
 
 
 def normalise(images: Tensor, mean: Triple, std: Triple) -> Tensor:
-    """uint8 images (B, C, H, W) as standardised float32; images that are float have been standardised before."""
+    """uint8 images (B, C, H, W) as normalised float32; float images are normalised already and stay as they are."""
     if images.is_floating_point():
         return images
-    centre, spread = _statistics(mean, std, images.device)
-    return to_unit(images).sub_(centre).div_(spread)
+    mean_tensor, std_tensor = _statistics(mean, std, images.device)
+    return to_unit(images).sub_(mean_tensor).div_(std_tensor)
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def to_unit(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A box of random area and aspect, resized to a square: the crop of Inception, as in timm."""
+    """Random resized crop as in timm: a box of random area and aspect, resized to a square."""
 
     size: int
     scale: tuple[float, float]  # share of the image's area
@@ -119,16 +119,16 @@ class RandomCrop:
 
     @classmethod
     def of(cls, recipe: Recipe, size: int) -> RandomCrop:
-        """The crop that a recipe asks for, to `size` pixels."""
+        """The crop of a recipe, to `size` pixels."""
         for name, (low, high) in (("crop_scale", recipe.crop_scale), ("crop_ratio", recipe.crop_ratio)):
             if low > high:
                 raise BenchError(f"{name} = [{low:g}, {high:g}]: the first number must not exceed the second")
         return cls(size, recipe.crop_scale, recipe.crop_ratio, RESAMPLING[recipe.interpolation])
 
     def box(self, image: Image.Image) -> Box:
-        """Draw a box; all of the image when it has too few pixels to cut a part from."""
+        """Draw a box; the whole image if it has too few pixels to be cropped."""
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
-        if not height or not width:
+        if not height or not width:  # in a tiny image a side of timm's box may round to 0
             return 0, 0, image.width, image.height
         return left, top, left + width, top + height
 
@@ -170,14 +170,14 @@ class _PretrainView:
         jitter = draw_jitter(self.jitter)  # drawn in the authors' order: jitter, flip, box
         flipped = coin(self.flip)
         left, top, right, bottom = self.crop.box(image)
-        if flipped:  # cutting the mirrored box and turning the cut is turning the image first, but cheaper
+        if flipped:  # to crop the mirrored box and flip the crop gives the same as to flip first, but is cheaper
             left, right = image.width - right, image.width - left
-        cut = jitter_and_crop(image, (left, top, right, bottom), jitter)
+        crop = jitter_and_crop(image, (left, top, right, bottom), jitter)
         if flipped:
-            cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        views = {"image": as_tensor(self.crop.resize(cut)), "label": sample["label"]}
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        views = {"image": as_tensor(self.crop.resize(crop)), "label": sample["label"]}
         if self.token_size:
-            small = cut.resize((self.token_size, self.token_size), Image.Resampling.LANCZOS)
+            small = crop.resize((self.token_size, self.token_size), Image.Resampling.LANCZOS)
             views["token_image"] = as_tensor(small)
         return views
 
@@ -202,20 +202,23 @@ def coin(probability: float) -> bool:
 
 def as_tensor(image: Image.Image) -> Tensor:
     """An RGB image as uint8 (C, H, W)."""
+    # np.array copies: Pillow's buffer is read-only, and torch's tensors are not
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _augment(recipe: Recipe, protocol: Protocol) -> Callable[[Image.Image], Image.Image] | None:
-    """RandAugment with the settings that timm's `create_transform` gives it, or else colour jitter, or nothing."""
+    """RandAugment with the settings of timm's `create_transform`; or else colour jitter; or None."""
     if not recipe.rand_augment:
         return ColorJitter(*[recipe.color_jitter] * 3) if recipe.color_jitter else None
     if not RAND_AUGMENT.fullmatch(recipe.rand_augment):
         raise BenchError(
-            f"rand_augment = {recipe.rand_augment!r} is no setting of timm's RandAugment; "
+            f"rand_augment = {recipe.rand_augment!r} is not a setting of timm's RandAugment; "
             "write it like 'rand-m9-mstd0.5-inc1', or '' for none"
         )
     settings = {
-        "img_mean": tuple(min(255, round(255 * value)) for value in protocol.mean),
+        "img_mean": tuple(
+            min(255, round(255 * value)) for value in protocol.mean
+        ),  # fills what a shift or rotation leaves empty
         "interpolation": RESAMPLING[recipe.interpolation],
     }
     augment = rand_augment_transform(recipe.rand_augment, settings)
@@ -226,7 +229,7 @@ def _augment(recipe: Recipe, protocol: Protocol) -> Callable[[Image.Image], Imag
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's, and black for 0 bits, as Pillow had it when DeiT was trained.
+    """timm's posterize, with black for 0 bits, as Pillow had it when DeiT was trained.
 
     Magnitude 10, which m9-mstd0.5 reaches in one of 700 images, asks for 0 bits; Pillow 13 raises an error there.
     """
@@ -242,5 +245,5 @@ def _erase(recipe: Recipe) -> RandomErasing | None:
 
 @cache
 def _statistics(mean: Triple, std: Triple, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation as (C, 1, 1), sent to a device only once."""
+    """Mean and standard deviation as (C, 1, 1), copied to a device only once."""
     return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))  # type: ignore

@@ -1,4 +1,4 @@
-"""A image and its label map are cut, turned and padded together."""
+"""An image and its label map are cropped, flipped and padded together."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ PLAIN = Recipe(interpolation="bilinear")
 
 
 def painted(width: int = 60, height: int = 45) -> dict:
-    """A image in which red tells the label (0, 40, 80, ... for 0, 1, 2, ...), in blocks of 15 pixels."""
+    """An image in which red tells the label (0, 40, 80, ... for 0, 1, 2, ...), in blocks of 15 pixels."""
     labels = np.add.outer(np.arange(height) // 15 * 4, np.arange(width) // 15).astype(np.uint8)
     pixels = np.stack([labels * 20, labels * 0 + 100, labels * 0 + 200], axis=-1).astype(np.uint8)
     return {"image": Image.fromarray(pixels), "map": labels, "label": -1}

@@ -22,7 +22,7 @@ SMALL = Model(image_size=32, patch_size=8)
 
 
 def picture(seed: int = 0, width: int = 61, height: int = 47) -> Image.Image:
-    """A image of soft colours with some noise."""
+    """An image of soft colours with some noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height))
     noise = rng.normal(0, 20, (height, width, 3))

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Item(NamedTuple):
-    """A image file and its class; -1 when there is none."""
+    """An image file and its class; -1 when there is none."""
 
     file: File
     label: int

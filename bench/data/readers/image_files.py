@@ -20,7 +20,7 @@ CHUNK = 64  # images that one thread decodes at a time
 
 
 class File(NamedTuple):
-    """A image file: its path below a folder, with forward slashes, its bytes and when it last changed (ns)."""
+    """An image file: its path below a folder, with forward slashes, its bytes and when it last changed (ns)."""
 
     path: str
     size: int

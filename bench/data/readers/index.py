@@ -1,6 +1,6 @@
 """Index of a split: where each image lies, as a range of bytes in a file, whatever the layout on disk.
 
-A image file, a member of a tar shard and a row of an Arrow table all come down to (file, offset, size). So one
+An image file, a member of a tar shard and a row of an Arrow table all come down to (file, offset, size). So one
 class reads them all, a split of 1.28 million images is a few arrays, and worker processes share no open file.
 """
 

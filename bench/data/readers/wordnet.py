@@ -68,7 +68,7 @@ def check_classes(ids: Sequence[str], expected: Classes, where: Path | str, what
         mistakes.append(f"was {missing[0]} renamed to {extra[0]}?")
     raise BenchError(
         f"{where}: {expected.title} has {len(expected.ids):,} classes, a {what} each; {'; '.join(mistakes)}. "
-        "A part of the classes has to be asked for: in a task file, options = { classes = 'n01440764 n01443537' }"
+        "To use only some of the classes, write in a task file: options = { classes = 'n01440764 n01443537' }"
     )
 
 
