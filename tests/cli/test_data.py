@@ -68,12 +68,12 @@ def test_complete_data_are_shown_with_their_root_hash(bench, animals):
     done = bench("check", animals)
     assert done.exit_code == 0, done.output
     train = next(line for line in done.output.splitlines() if line.startswith("pets/train"))
-    for told in ("pretrain, train", "12 of 12", "64 x 48"):
-        assert told in train
-    found = {split["name"]: split for split in json.loads(bench("check", animals, "--json").output)}
-    assert found["pets/train"]["root_hash"] in train
-    assert found["pets/val"]["per_class"] == [4, 4]
-    assert found["pets/val"]["ok"] is True
+    for text in ("pretrain, train", "12 of 12", "64 x 48"):
+        assert text in train
+    splits = {split["name"]: split for split in json.loads(bench("check", animals, "--json").output)}
+    assert splits["pets/train"]["root_hash"] in train
+    assert splits["pets/val"]["per_class"] == [4, 4]
+    assert splits["pets/val"]["ok"] is True
     assert done.output.splitlines()[-1] == "nothing is missing"
 
 
@@ -157,9 +157,9 @@ def test_scored_images_are_found_among_the_data_of_another_task(bench, copy, ani
     shutil.copy(copy / "val/cat/p2.jpg", copy / "train/dog/from-the-web.jpg")
     done = bench("leaks", animals, "--against", "web", "--data-dir", f"web={copy}", "--json")
     assert done.exit_code == 3
-    found = {(row["picture"], row["scored picture"]) for row in json.loads(done.output)}
-    assert ("web/train: dog/from-the-web.jpg", "pets/val: cat/p2.jpg") in found
-    assert ("web/val: cat/p1.jpg", "pets/val: cat/p1.jpg") in found  # a copy holds all of them
+    leaks = {(row["picture"], row["scored picture"]) for row in json.loads(done.output)}
+    assert ("web/train: dog/from-the-web.jpg", "pets/val: cat/p2.jpg") in leaks
+    assert ("web/val: cat/p1.jpg", "pets/val: cat/p1.jpg") in leaks  # a copy holds all of them
 
 
 def test_images_looked_at_before_are_not_decoded_again(bench, animals, monkeypatch):
@@ -168,7 +168,7 @@ def test_images_looked_at_before_are_not_decoded_again(bench, animals, monkeypat
     assert bench("leaks", animals).exit_code == 0
 
 
-def seen(images: list[Image.Image]) -> Fingerprints:
+def fingerprints_of(images: list[Image.Image]) -> Fingerprints:
     return Fingerprints(*(np.stack(column) for column in zip(*map(fingerprint, images), strict=True)))
 
 
@@ -177,8 +177,8 @@ def test_scaled_and_encoded_images_look_the_same_and_others_do_not(tmp_path):
     for seed in range(20):
         picture(seed).resize((50, 40)).save(tmp_path / "p.jpg", quality=50)
         changed.append(Image.open(tmp_path / "p.jpg").convert("RGB"))
-    found = find_pairs(seen([picture(seed) for seed in range(20)]), seen(changed), 6)
-    assert {(pair.left, pair.right, pair.exact) for pair in found} == {(i, i, False) for i in range(20)}
+    same = find_pairs(fingerprints_of([picture(seed) for seed in range(20)]), fingerprints_of(changed), 6)
+    assert {(pair.left, pair.right, pair.exact) for pair in same} == {(i, i, False) for i in range(20)}
 
 
 def test_the_search_finds_what_a_search_through_all_pairs_finds():
@@ -194,11 +194,11 @@ def test_the_search_finds_what_a_search_through_all_pairs_finds():
         )
 
     for bits in (0, 3, 6):
-        found = {(pair.left, pair.right, pair.bits) for pair in find_pairs(made(left, 0), made(right, 1000), bits)}
+        near = {(pair.left, pair.right, pair.bits) for pair in find_pairs(made(left, 0), made(right, 1000), bits)}
         apart = [[int(a ^ b).bit_count() for b in right] for a in left]
-        assert found == {(i, j, apart[i][j]) for i in range(300) for j in range(300) if apart[i][j] <= bits}
+        assert near == {(i, j, apart[i][j]) for i in range(300) for j in range(300) if apart[i][j] <= bits}
 
 
 def test_plain_images_of_different_grey_are_not_the_same():
-    plain = seen([Image.new("RGB", (20, 20), (grey,) * 3) for grey in (0, 100, 103)])
+    plain = fingerprints_of([Image.new("RGB", (20, 20), (grey,) * 3) for grey in (0, 100, 103)])
     assert find_pairs(plain, None, 6) == [Pair(1, 2, False, 0)]

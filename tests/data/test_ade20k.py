@@ -43,12 +43,12 @@ def names(split) -> list[str]:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_each_image_comes_with_its_map_renumbered_once(root, split):
-    found = source(root, split)
+    data = source(root, split)
     written = list(layouts.scenes(split))
-    assert names(found) == [name for name, _, _ in written]
+    assert names(data) == [name for name, _, _ in written]
     for index, (_, photo, covered) in enumerate(written):
         on_disk = np.array(Image.open(io.BytesIO(covered))).astype(int)
-        sample = found[index]
+        sample = data[index]
         assert np.array_equal(sample["image"], Image.open(io.BytesIO(photo)))
         assert sample["map"].dtype == np.uint8
         assert (sample["map"][on_disk == 0] == 255).all()
@@ -63,9 +63,9 @@ def test_both_layouts_are_the_same_data(tmp_path):
 
 
 def test_there_are_150_classes_and_no_class_of_an_image(root):
-    found = source(root)
+    data = source(root)
     assert (len(CLASSES), len(set(CLASSES)), CLASSES[0], CLASSES[149]) == (150, 150, "wall", "flag")
-    assert set(found.labels()) == {-1}
+    assert set(data.labels()) == {-1}
 
 
 def test_the_files_are_all_images_and_all_maps(root):
@@ -81,11 +81,11 @@ def test_a_changed_map_changes_the_identity_of_the_bytes(home):
 
 
 def test_the_minival_is_a_share_of_train(root):
-    train, held = (source(root, split, minival_fraction=0.34) for split in ("train", "minival"))
-    assert sorted(names(train) + names(held)) == names(source(root, "train"))
-    assert len(held) == 2
+    train, minival = (source(root, split, minival_fraction=0.34) for split in ("train", "minival"))
+    assert sorted(names(train) + names(minival)) == names(source(root, "train"))
+    assert len(minival) == 2
     assert np.array_equal(
-        held[0]["map"], source(root, "train")[names(source(root, "train")).index(held.name(0))]["map"]
+        minival[0]["map"], source(root, "train")[names(source(root, "train")).index(minival.name(0))]["map"]
     )
 
 
@@ -107,10 +107,10 @@ def covering(label: int, size: tuple[int, int] = (40, 36), mode: str = "L") -> b
 )
 def test_a_map_that_cannot_be_is_named_when_it_is_read(home, content, said):
     write(home / "annotations/validation/ADE_val_00000001.png", content)
-    found = source(home)
+    data = source(home)
     with pytest.raises(BenchError, match=said):
-        found[0]
-    assert found[1]["map"].max() == 255
+        data[0]
+    assert data[1]["map"].max() == 255
 
 
 def test_a_map_in_parquet_that_cannot_be_is_named_as_well(tmp_path):

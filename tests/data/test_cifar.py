@@ -38,15 +38,15 @@ def source(root, split="train", classes=100, **options):
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("layout", CIFAR)
 def test_every_image_has_the_pixels_and_the_fine_label_it_was_written_with(made, layout, split, classes):
-    found = source(made[layout, classes], split, classes)
+    data = source(made[layout, classes], split, classes)
     written = layouts.cifar_pictures("test" if split == "val" else split, classes)
     if layout == "folders":  # in the order of the classes
-        written = sorted(written, key=lambda one: one[0])
-    assert list(found.labels()) == [label for label, _ in written]
-    assert list(found.classes) == [cifar_class(label) for label in range(classes)]
+        written = sorted(written, key=lambda record: record[0])
+    assert list(data.labels()) == [label for label, _ in written]
+    assert list(data.classes) == [cifar_class(label) for label in range(classes)]
     for index, (label, pixels) in enumerate(written):
-        assert found[index]["label"] == label
-        assert np.array_equal(found[index]["image"], pixels)
+        assert data[index]["label"] == label
+        assert np.array_equal(data[index]["image"], pixels)
 
 
 def test_images_have_the_same_names_in_the_binary_version_and_in_parquet(made):
@@ -57,9 +57,9 @@ def test_images_have_the_same_names_in_the_binary_version_and_in_parquet(made):
 
 @pytest.mark.parametrize("layout", CIFAR)
 def test_each_version_says_which_bytes_it_is_made_of(made, layout):
-    found = source(made[layout, 100])
-    assert len(found.files()) == len(found) == 200
-    assert splits.root_of(found) != splits.root_of(source(made[layout, 100], "val"))
+    data = source(made[layout, 100])
+    assert len(data.files()) == len(data) == 200
+    assert splits.root_of(data) != splits.root_of(source(made[layout, 100], "val"))
 
 
 def test_the_folder_of_the_binary_version_may_be_given_itself(made):
@@ -69,9 +69,9 @@ def test_the_folder_of_the_binary_version_may_be_given_itself(made):
 
 @pytest.mark.parametrize("layout", CIFAR)
 def test_the_minival_is_apart_from_train_and_holds_some_of_each_class(made, layout):
-    train, held = (source(made[layout, 100], split, minival_fraction=0.5) for split in ("train", "minival"))
-    assert np.bincount(held.labels()).tolist() == np.bincount(train.labels()).tolist() == [1] * 100
-    assert not {held.name(i) for i in range(100)} & {train.name(i) for i in range(100)}
+    train, minival = (source(made[layout, 100], split, minival_fraction=0.5) for split in ("train", "minival"))
+    assert np.bincount(minival.labels()).tolist() == np.bincount(train.labels()).tolist() == [1] * 100
+    assert not {minival.name(i) for i in range(100)} & {train.name(i) for i in range(100)}
 
 
 class Trap:

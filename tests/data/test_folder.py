@@ -181,10 +181,10 @@ def test_files_checked_before_are_not_decoded_again(animals, monkeypatch):
 
 def test_a_damaged_cache_is_made_anew(animals, cache):
     source(animals)
-    (kept,) = (cache / "pictures").iterdir()
-    kept.write_text('{"cat/00.pn')
+    (stored,) = (cache / "pictures").iterdir()
+    stored.write_text('{"cat/00.pn')
     assert len(source(animals)) == 30
-    assert kept.read_text().endswith("}")
+    assert stored.read_text().endswith("}")
 
 
 def test_a_file_damaged_after_listing_is_named_when_it_is_read(animals):
@@ -235,11 +235,11 @@ def test_a_description_of_unlabelled_images_opens_them_again_wherever_they_lie(a
 
 
 def test_the_minival_is_the_same_share_of_every_class_and_apart_from_train(animals):
-    train, held = (source(animals, split, minival_fraction=0.2) for split in ("train", "minival"))
-    assert sorted(names(train) + names(held)) == sorted(names(source(animals)))
-    assert np.bincount(held.labels()).tolist() == [4, 2]
-    assert names(held) == names(source(animals, "minival", minival_fraction=0.2))
-    assert not set(names(held)) & set(names(source(animals, "unlabelled", minival_fraction=0.2)))
+    train, minival = (source(animals, split, minival_fraction=0.2) for split in ("train", "minival"))
+    assert sorted(names(train) + names(minival)) == sorted(names(source(animals)))
+    assert np.bincount(minival.labels()).tolist() == [4, 2]
+    assert names(minival) == names(source(animals, "minival", minival_fraction=0.2))
+    assert not set(names(minival)) & set(names(source(animals, "unlabelled", minival_fraction=0.2)))
 
 
 def test_a_folder_minival_is_taken_as_it_is(animals):

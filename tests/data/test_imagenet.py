@@ -63,13 +63,13 @@ def test_the_same_images_are_the_same_split_in_every_layout(made, split):
 @pytest.mark.parametrize("layout", IMAGENET)
 def test_every_image_has_the_pixels_and_the_label_it_was_written_with(made, layout):
     for split in ("train", "val"):
-        found = source(made[layout], split)
+        data = source(made[layout], split)
         written = {photo.name: photo for photo in layouts.photos(split)}
-        assert sorted(names(found)) == sorted(written)
-        for index in range(len(found)):
-            photo = written[found.name(index)]
-            assert found[index]["label"] == found.labels()[index] == photo.label
-            assert np.array_equal(found[index]["image"], layouts.opened(photo.data))
+        assert sorted(names(data)) == sorted(written)
+        for index in range(len(data)):
+            photo = written[data.name(index)]
+            assert data[index]["label"] == data.labels()[index] == photo.label
+            assert np.array_equal(data[index]["image"], layouts.opened(photo.data))
 
 
 def test_kinds_of_jpeg_that_imagenet_holds_become_rgb(copy):
@@ -78,8 +78,8 @@ def test_kinds_of_jpeg_that_imagenet_holds_become_rgb(copy):
         write(root / f"train/n01440764/n01440764_{number}.JPEG", jpeg(number, mode=mode))
     png = layouts.encoded(Image.new("RGBA", (9, 7), (1, 2, 3, 4)), "png")
     write(root / "train/n01440764/n01440764_2.JPEG", png)
-    found = source(root)
-    assert [found[names(found).index(f"n01440764_{n}")]["image"].mode for n in range(3)] == ["RGB"] * 3
+    data = source(root)
+    assert [data[names(data).index(f"n01440764_{n}")]["image"].mode for n in range(3)] == ["RGB"] * 3
 
 
 def test_the_classes_are_the_sorted_wordnet_ids():
@@ -123,10 +123,10 @@ def test_a_class_folder_too_few_too_many_renamed_or_empty_is_named(copy, spoil, 
         source(root)
 
 
-def swap(one: Path, other: Path) -> None:
-    one.rename(one.with_name("between"))
-    other.rename(one)
-    one.with_name("between").rename(other)
+def swap(first: Path, second: Path) -> None:
+    first.rename(first.with_name("between"))
+    second.rename(first)
+    first.with_name("between").rename(second)
 
 
 def test_an_image_that_lies_in_two_classes_is_named(copy):
@@ -257,9 +257,9 @@ def test_parquet_is_read_without_the_package_datasets(made, monkeypatch):
 
 @pytest.mark.skipif(not layouts.HAS_HUB, reason="the package datasets is not installed")
 def test_a_data_set_of_the_hub_is_read_where_the_package_puts_it(made):
-    found = source(f"hf:{made['parquet']}", "val")
-    assert found.identity() == source(made["parquet"], "val").identity()
-    assert np.array_equal(found[0]["image"], source(made["folders"], "val")[0]["image"])
+    data = source(f"hf:{made['parquet']}", "val")
+    assert data.identity() == source(made["parquet"], "val").identity()
+    assert np.array_equal(data[0]["image"], source(made["folders"], "val")[0]["image"])
 
 
 def test_a_data_set_of_the_hub_is_no_path():
@@ -290,13 +290,13 @@ def test_a_folder_of_something_else_says_what_is_read(tmp_path):
 
 
 def test_the_minival_is_a_part_of_each_class_that_train_then_lacks(made):
-    whole, train, held = (
+    whole, train, minival = (
         source(made["shards"], split, minival_fraction=fraction)
         for split, fraction in (("train", 0.0), ("train", 0.25), ("minival", 0.25))
     )
-    assert sorted(names(train) + names(held)) == sorted(names(whole))
-    assert np.bincount(held.labels()).tolist() == [1, 1, 1]
-    assert names(held) == names(source(made["folders"], "minival", minival_fraction=0.25))
+    assert sorted(names(train) + names(minival)) == sorted(names(whole))
+    assert np.bincount(minival.labels()).tolist() == [1, 1, 1]
+    assert names(minival) == names(source(made["folders"], "minival", minival_fraction=0.25))
     with pytest.raises(BenchError, match="set minival_fraction"):
         source(made["shards"], "minival")
 
@@ -304,11 +304,11 @@ def test_the_minival_is_a_part_of_each_class_that_train_then_lacks(made):
 def test_a_damaged_image_is_named_when_it_is_met_or_left_out_when_that_is_allowed(copy):
     root = copy("folders")
     path = write(root / "train/n01443537/n01443537_9.JPEG", jpeg(0, (200, 200))[:3000])
-    found = source(root)
+    data = source(root)
     with pytest.raises(BenchError, match=r"n01443537_9.JPEG cannot be read as an image"):
-        found[names(found).index("n01443537_9")]
+        data[names(data).index("n01443537_9")]
     left = source(root, max_unreadable=1)
-    assert names(left) == [name for name in names(found) if name != "n01443537_9"]
+    assert names(left) == [name for name in names(data) if name != "n01443537_9"]
     assert list(left.unreadable) == ["n01443537_9"]
     write(path.with_name("n01443537_8.JPEG"), b"")
     with pytest.raises(BenchError, match="2 images cannot be read, more than --max-unreadable 1"):
@@ -317,10 +317,10 @@ def test_a_damaged_image_is_named_when_it_is_met_or_left_out_when_that_is_allowe
 
 def test_a_file_that_shrank_after_listing_is_named(copy):
     root = copy("folders")
-    found = source(root)
+    data = source(root)
     write(root / "train/n01440764/n01440764_100.JPEG", b"short")
     with pytest.raises(BenchError, match=r"n01440764_100.JPEG was .* bytes when it was listed and is shorter now"):
-        found[0]
+        data[0]
 
 
 def test_a_split_can_be_handed_to_another_process(made):

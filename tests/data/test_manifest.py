@@ -47,15 +47,15 @@ def described(root: Path, split: str = "train", **options):
 
 def read(monkeypatch) -> list[str]:
     """The names of the files that are read from now on, as they are."""
-    found: list[str] = []
+    ids: list[str] = []
     hash_piece = manifest.hash_piece
 
     def watched(piece: Piece) -> str:
-        found.append(piece.id)
+        ids.append(piece.id)
         return hash_piece(piece)
 
     monkeypatch.setattr(manifest, "hash_piece", watched)
-    return found
+    return ids
 
 
 def flip_a_bit(path: Path) -> None:
@@ -111,8 +111,8 @@ def test_a_part_of_a_split_needs_the_files_of_that_part_only(animals, monkeypatc
 
 def test_a_damaged_cache_is_made_anew(animals, cache):
     before = described(animals)
-    for kept in (cache / "manifests").iterdir():
-        kept.write_bytes(kept.read_bytes()[:-3] + b"\xff")
+    for stored in (cache / "manifests").iterdir():
+        stored.write_bytes(stored.read_bytes()[:-3] + b"\xff")
     assert described(animals).manifest == before.manifest
 
 
@@ -147,9 +147,9 @@ def test_a_range_of_a_file_is_hashed_for_itself(tmp_path):
     first, second = tmp_path / "first.bin", tmp_path / "second.bin"
     first.write_bytes(b"....picture")
     second.write_bytes(b"picture....")
-    one = Piece("a", str(first), 7, 0, offset=4)
-    other = Piece("a", str(second), 7, 0)
-    assert manifest.hash_piece(one) == manifest.hash_piece(other)
+    tail = Piece("a", str(first), 7, 0, offset=4)
+    whole = Piece("a", str(second), 7, 0)
+    assert manifest.hash_piece(tail) == manifest.hash_piece(whole)
 
 
 def test_the_order_of_files_changes_nothing():
@@ -203,9 +203,9 @@ def test_images_that_are_missing_are_named_with_their_class(animals):
         (animals / "train" / name).unlink()
     with pytest.raises(BenchError) as error:
         described(animals, expected=NUMBERED)
-    told = str(error.value)
-    assert "5 of 8 images; missing: p_02, p_07 to p_08; classes with fewer than 4: cat (3), dog (2)" in told
-    assert "--allow-incomplete" in told
+    message = str(error.value)
+    assert "5 of 8 images; missing: p_02, p_07 to p_08; classes with fewer than 4: cat (3), dog (2)" in message
+    assert "--allow-incomplete" in message
 
 
 def test_images_that_do_not_belong_are_named(animals):
@@ -237,8 +237,8 @@ def test_an_incomplete_split_that_is_allowed_is_not_reportable(animals, caplog):
 
 def test_what_is_held_out_for_choosing_is_not_missing(animals):
     options = {"minival_fraction": 0.25}
-    held = splits.describe(SplitRequest("folder", "train", str(animals), options, expected=NUMBERED))
-    assert (held.images, held.incomplete) == (6, "")
+    data = splits.describe(SplitRequest("folder", "train", str(animals), options, expected=NUMBERED))
+    assert (data.images, data.incomplete) == (6, "")
 
 
 def test_an_image_that_is_missing_from_a_shard_is_named(tmp_path):

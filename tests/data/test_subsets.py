@@ -48,10 +48,10 @@ def names(part) -> list[str]:
 
 @pytest.mark.parametrize(("rule", "each"), [("10%", 1), ("35%", 3), ("2 per class", 2), ("100%", 10), ("12.5 %", 1)])
 def test_classes_are_represented_alike(rule, each):
-    held = Counter(labelled_subset(Letters(), rule).labels())
-    assert len(held) == 10
-    assert set(held.values()) <= {each, each + 1}
-    assert min(held.values()) == each
+    images_of = Counter(labelled_subset(Letters(), rule).labels())
+    assert len(images_of) == 10
+    assert set(images_of.values()) <= {each, each + 1}
+    assert min(images_of.values()) == each
 
 
 def test_a_share_is_rounded_down_as_in_the_published_lists():

@@ -47,8 +47,8 @@ def test_nothing_is_unpacked_and_the_index_is_made_once(root, cache, monkeypatch
 
 def test_several_processes_index_what_one_would(root, cache, monkeypatch):
     first = source(root)
-    for kept in (cache / "shards").iterdir():
-        kept.unlink()
+    for stored in (cache / "shards").iterdir():
+        stored.unlink()
     monkeypatch.setattr(tar_shards, "SHARDS_OF_A_PROCESS", 1)
     monkeypatch.setattr(tar_shards.os, "cpu_count", lambda: 2)
     again = source(root)
@@ -64,8 +64,8 @@ def test_a_shard_that_changed_is_indexed_again(root):
 
 def test_a_damaged_index_is_made_anew(root, cache):
     source(root)
-    (kept,) = (cache / "shards").iterdir()
-    kept.write_bytes(kept.read_bytes()[:100])
+    (stored,) = (cache / "shards").iterdir()
+    stored.write_bytes(stored.read_bytes()[:100])
     assert len(source(root)) == 12
 
 

@@ -110,11 +110,11 @@ def batches_of(workers: int, start: int = 0, **dealt) -> list:
     return list(loader(NUMBERS, noisy_view, batches, seed=3, start=start, stop=5, workers=workers))
 
 
-def same(one: list, other: list) -> bool:
+def same(first: list, second: list) -> bool:
     return all(
         torch.equal(a[name], b[name])
-        for step, others in zip(one, other, strict=True)
-        for a, b in zip(step, others, strict=True)
+        for step, second_step in zip(first, second, strict=True)
+        for a, b in zip(step, second_step, strict=True)
         for name in a
     )
 

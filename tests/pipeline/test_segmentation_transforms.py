@@ -32,8 +32,8 @@ def test_image_and_map_stay_aligned():
     for seed in range(30):
         out = seen(view, seed)
         inside = out["map"] != 255
-        told = (out["image"][0].float() / 20).round()
-        agreeing.append((told == out["map"])[inside].float().mean().item())
+        shown = (out["image"][0].float() / 20).round()
+        agreeing.append((shown == out["map"])[inside].float().mean().item())
     assert np.mean(agreeing) > 0.85  # only the blurred borders between blocks differ
     assert min(agreeing) > 0.7
 

@@ -33,9 +33,9 @@ def sample(seed: int = 0, **size) -> dict:
     return {"image": picture(seed, **size), "label": 7}
 
 
-def seen(view, seed: int, one: dict | None = None) -> dict:
+def seen(view, seed: int, given: dict | None = None) -> dict:
     with forked(seed):
-        return view(one or sample(seed))
+        return view(given or sample(seed))
 
 
 def timm_view(recipe: Recipe, protocol: Protocol = IMAGENET):
@@ -125,10 +125,10 @@ def test_jitter_of_a_cut_is_the_cut_of_the_jittered_image(order, factor):
 
 def test_the_pretraining_view_is_the_first_of_the_two_views():
     recipe = Recipe(color_jitter=0.4)
-    one, two = crop_flip_jitter(recipe, SMALL, IMAGENET), two_views(recipe, SMALL, IMAGENET, token_size=24)
-    assert torch.equal(seen(one, 5)["image"], seen(two, 5)["image"])
-    assert set(seen(one, 5)) == {"image", "label"}
-    assert seen(two, 5)["token_image"].shape == (3, 24, 24)
+    single, double = crop_flip_jitter(recipe, SMALL, IMAGENET), two_views(recipe, SMALL, IMAGENET, token_size=24)
+    assert torch.equal(seen(single, 5)["image"], seen(double, 5)["image"])
+    assert set(seen(single, 5)) == {"image", "label"}
+    assert seen(double, 5)["token_image"].shape == (3, 24, 24)
 
 
 @pytest.mark.parametrize(("resolution", "ratio", "short"), [(32, 0.875, 36), (40, 0.9, 44), (24, 1.0, 24)])

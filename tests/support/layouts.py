@@ -100,14 +100,14 @@ def shard(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
 def shards(root: Path, split: str = "", label: str = "cls") -> Path:
     """Two WebDataset shards of each split, samples in no order of class."""
     for each in [split] if split else COUNTS:
-        samples = [(photo.name, {"jpg": photo.data, label: told(photo, label)}) for photo in photos(each)]
+        samples = [(photo.name, {"jpg": photo.data, label: label_bytes(photo, label)}) for photo in photos(each)]
         half = len(samples) // 2
         for number, part in enumerate((samples[half:], samples[:half])):
             shard(root / f"imagenet1k-{each}-{number:04d}.tar", part)
     return root
 
 
-def told(photo: Photo, kind: str) -> bytes:
+def label_bytes(photo: Photo, kind: str) -> bytes:
     """What a label member holds."""
     return str(photo.label).encode() if kind == "cls" else json.dumps({"label": photo.label, "width": 40}).encode()
 

@@ -71,7 +71,7 @@ class AdeScenes:
 
     def __init__(self, split: str, root: str, pairs: Pairs, unreadable: dict[str, str]) -> None:
         self.split, self.root, self.unreadable = split, root, unreadable
-        self._images, self._maps = pairs
+        self._images, self._maps = pairs.images, pairs.maps
 
     def __len__(self) -> int:
         return len(self._images.ids)
@@ -121,8 +121,8 @@ def open_split(
     disk_split = _disk_split(split, minival_fraction)
     if not root:
         raise BenchError(
-            "ADE20K lies nowhere yet: give --data-dir PATH, or --data-dir ade20k=PATH beside that of another task, "
-            "with ADEChallengeData2016/ in it"
+            "the folder of ADE20K is not known: give --data-dir PATH, or --data-dir ade20k=PATH beside that of another "
+            "task, with ADEChallengeData2016/ in it"
         )
     place = root if root.startswith(HUB) else str(Path(root).expanduser().absolute())
     pairs = _find_pairs(place, disk_split)

@@ -119,7 +119,7 @@ def open_split(
 
 def _folder(path: str | None) -> Path:
     if not path:
-        raise BenchError("the data set folder lies nowhere yet: give --data-dir PATH, a folder with train/ and val/")
+        raise BenchError("the folder of the data is not known: give --data-dir PATH, a folder with train/ and val/")
     place = Path(path).expanduser().absolute()
     subfolders(place)  # says why when it is missing, a file, or closed to us
     return place

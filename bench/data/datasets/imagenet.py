@@ -100,7 +100,7 @@ def _disk_split(split: str, minival_fraction: float) -> str:
 
 def _place(root: str | None) -> str:
     if not root:
-        raise BenchError(f"ImageNet lies nowhere yet: give --data-dir PATH, with {LAYOUTS}")
+        raise BenchError(f"the folder of ImageNet is not known: give --data-dir PATH, with {LAYOUTS}")
     if root.startswith(HUB):
         return root
     place = Path(root).expanduser().absolute()

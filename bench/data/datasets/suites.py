@@ -64,7 +64,9 @@ def open_split(
     if suite == REAL:
         return _relabel(root, label_sets, max_unreadable)
     if not root:
-        raise BenchError(f"{suite} lies nowhere yet: give --data-dir {suite}=PATH, the folder that holds its classes")
+        raise BenchError(
+            f"the folder of {suite} is not known: give --data-dir {suite}=PATH, the folder that holds its classes"
+        )
     tree = _tree(Path(root).expanduser().absolute(), suite)
     index = sort_by_class(_index_v2(tree) if suite == "imagenet-v2" else _index_named(tree, suite), str(tree))
     left_out: dict[str, str] = {}

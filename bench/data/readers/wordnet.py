@@ -19,7 +19,7 @@ from bench.errors import BenchError, listed_up_to, nearest
 
 LISTS = {"imagenet1k": "imagenet_synsets.txt", "imagenet22k": "imagenet22k_synsets.txt"}
 TITLES = {"imagenet1k": "ImageNet-1k", "imagenet22k": "ImageNet-22k (Fall 2011)"}
-PICTURE = re.compile(r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})(_n\d{8})?")  # the hub adds the class to either name
+IMAGE_NAME = re.compile(r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})(_n\d{8})?")  # the hub adds the class to either name
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +91,20 @@ def image_id(path: str) -> str:
     Without the suffix, so that a re-encoded image has the same name.
     """
     stem = path.rpartition("/")[2].partition(".")[0]
-    if match := PICTURE.fullmatch(stem):
+    if match := IMAGE_NAME.fullmatch(stem):
         return match[1]
     return path
 
 
 def has_imagenet_name(name: str) -> bool:
     """Whether a file is named like the images of ImageNet."""
-    return PICTURE.fullmatch(name.rpartition("/")[2].partition(".")[0]) is not None
+    return IMAGE_NAME.fullmatch(name.rpartition("/")[2].partition(".")[0]) is not None
 
 
 def class_in_name(name: str) -> str:
     """The WordNet id in an image's name, at its end as on the hub or at its beginning; '' if there is none."""
     stem = name.rpartition("/")[2].partition(".")[0]
-    match = PICTURE.fullmatch(stem)
+    match = IMAGE_NAME.fullmatch(stem)
     if match and match[2]:
         return match[2][1:]
     return stem[:9] if WORDNET_ID.match(stem) and stem[9:10] == "_" else ""
