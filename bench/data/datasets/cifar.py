@@ -79,8 +79,8 @@ def open_split(
         raise BenchError(f"classes = {classes}: CIFAR has 10 or 100")
     if not root:
         raise BenchError(
-            f"the folder of CIFAR-{classes} is not known: give --data-dir PATH, or --data-dir cifar{classes}=PATH beside "
-            f"that of another task, with {BINARY[classes].folder}/ in it"
+            f"the folder of CIFAR-{classes} is not known: give --data-dir PATH, or --data-dir cifar{classes}=PATH "
+            f"beside that of another task, with {BINARY[classes].folder}/ in it"
         )
     disk_split = _disk_split(split, minival_fraction)
     place = root if root.startswith(HUB) else str(Path(root).expanduser().absolute())
