@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "missing": list(report.missing),
         "answer": list(report.answer),
         "rows": report.rows,
-        "claims": [claim._asdict() for claim in report.claims],
+        "claims": [asdict(claim) for claim in report.claims],
     }
 
 

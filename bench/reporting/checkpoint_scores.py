@@ -17,7 +17,7 @@ from bench.reporting.published import Published
 from bench.runs.run import Run
 from bench.runs.store import run_of
 from bench.stats.bootstrap import Counts, bootstrap
-from bench.stats.intervals import Interval, percentiles, wilson
+from bench.stats.intervals import Interval, percentile_interval, wilson
 
 FAMILIES = ("data2vec", "deit", "beit", "mae", "mocov3", "dino", "vit")  # as ids spell them, the longer ones first
 SHOWN = 8  # published rows at most
@@ -67,7 +67,7 @@ def _intervals(run: Run, results: dict[str, Any]) -> dict[str, Interval]:
     if "mIoU" in metrics:
         rows = pd.read_parquet(run.path("predictions.parquet"), columns=["intersect", "union"])
         hits, totals = (np.stack(rows[name].to_list()).astype(np.float64)[None] for name in ("intersect", "union"))
-        return {"mIoU": percentiles(bootstrap({"": Counts(hits, totals)})[""][0])}
+        return {"mIoU": percentile_interval(bootstrap({"": Counts(hits, totals)})[""][0])}
     return {name: wilson(metrics[name], images) for name in ("top1", "top5") if name in metrics}
 
 

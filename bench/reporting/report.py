@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.files import write_atomic
 from bench.reporting.analysis import tables
 from bench.reporting.analysis.claims import Evidence
-from bench.reporting.analysis.findings import Findings, find
+from bench.reporting.analysis.findings import Findings, analyse
 from bench.reporting.figures.charts import all_charts
 from bench.reporting.figures.image_grids import all_pictures
 from bench.reporting.figures.matplotlib_charts import draw
@@ -66,7 +66,7 @@ def make(plan: Plan, results: Path, out: Path, allow: Sequence[str] = ()) -> Rep
     wrong; unusable runs are named in the report.
     """
     _prepare(out)
-    found = find(plan, results, allow)
+    found = analyse(plan, results, allow)
     with settings():
         charts = all_charts(found)
         drawn = [*map(draw, charts), *all_pictures(found.outcomes, found.comparisons)]

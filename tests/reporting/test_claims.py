@@ -11,7 +11,7 @@ from bench.config.stage import Plan
 from bench.errors import BenchError
 from bench.reporting.analysis import claims
 from bench.reporting.analysis.claims import Evidence
-from bench.reporting.analysis.findings import find
+from bench.reporting.analysis.findings import analyse
 from bench.runs.store import save_plan
 
 
@@ -25,14 +25,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 
 def evidence(tree: Tree, *texts: str) -> list[Evidence]:
-    return find(claiming(tree.plan, *texts), tree.results).claims
+    return analyse(claiming(tree.plan, *texts), tree.results).claims
 
 
 def test_claims_are_read_as_people_write_them() -> None:
-    found = claims.parse("beit > deit on imagenet1k/top1 by 0.5")
-    assert found[1:] == ("beit", "deit", False, 0.5, "imagenet1k", "top1")
-    assert claims.parse("deit < beit")[1:4] == ("beit", "deit", False)
-    assert claims.parse("data2vec ~ beit:pixels within .2")[1:5] == ("data2vec", "beit:pixels", True, 0.2)
+    claim = claims.parse("beit > deit on imagenet1k/top1 by 0.5")
+    assert (claim.first, claim.second, claim.alike, claim.points) == ("beit", "deit", False, 0.5)
+    assert (claim.task, claim.metric) == ("imagenet1k", "top1")
+    turned = claims.parse("deit < beit")
+    assert (turned.first, turned.second, turned.alike) == ("beit", "deit", False)
+    equivalent = claims.parse("data2vec ~ beit:pixels within .2")
+    assert (equivalent.first, equivalent.second, equivalent.alike) == ("data2vec", "beit:pixels", True)
+    assert equivalent.points == 0.2
 
 
 @pytest.mark.parametrize(
@@ -66,9 +70,9 @@ def test_a_large_difference_supports_a_claim_and_a_larger_claim_it_does_not(smal
 
 
 def test_a_claim_the_wrong_way_round_is_not_supported(small: Tree) -> None:
-    (found,) = evidence(small, "vit > beit")
-    assert not found.supported
-    assert found.difference < 0
+    (claim,) = evidence(small, "vit > beit")
+    assert not claim.supported
+    assert claim.difference < 0
 
 
 def test_being_alike_takes_more_than_not_being_told_apart(small: Tree) -> None:
@@ -77,15 +81,15 @@ def test_being_alike_takes_more_than_not_being_told_apart(small: Tree) -> None:
 
 
 def test_a_claim_without_a_task_is_about_every_task(tree: Tree) -> None:
-    assert [found.task for found in evidence(tree, "beit > vit")] == ["demo", "demo-seg"]
+    assert [claim.task for claim in evidence(tree, "beit > vit")] == ["demo", "demo-seg"]
 
 
 def test_a_claim_about_an_arm_without_a_score_is_not_supported(results: Path) -> None:
     tree = build(results, tasks=("demo",), seeds=(0,))
     tree.run("beit-demo", 0, "evaluate").path("stage.json").unlink()
-    (found,) = evidence(tree, "beit > vit")
-    assert not found.supported
-    assert "no score yet" in found.sentence
+    (claim,) = evidence(tree, "beit > vit")
+    assert not claim.supported
+    assert "no score yet" in claim.sentence
 
 
 def test_check_leaves_with_three_when_a_claim_is_not_supported(small: Tree) -> None:

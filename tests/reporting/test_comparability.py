@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,70 +48,74 @@ def varied(plan: Plan, **changes: Any) -> Plan:
     return plan.model_copy(update={"study": plan.study.model_copy(update={"arms": arms})})
 
 
-def outcomes(plan: Plan, tree: Tree) -> Outcomes:
+def outcomes_of(plan: Plan, tree: Tree) -> Outcomes:
     """What the runs of the tree say, as if they had been made by this plan."""
-    found = Outcomes(tree.plan, tree.results)
-    found.plan = plan
-    found.stages = {key: held._replace(stage=plan.stages[key]) for key, held in found.stages.items()}
-    return found
+    outcomes = Outcomes(tree.plan, tree.results)
+    outcomes.plan = plan
+    outcomes.stages = {key: replace(run, stage=plan.stages[key]) for key, run in outcomes.stages.items()}
+    return outcomes
 
 
 def guard(plan: Plan, tree: Tree, allow: tuple[str, ...] = ()) -> Guard:
-    return Guard(outcomes(plan, tree), allow)
+    return Guard(outcomes_of(plan, tree), allow)
 
 
 def test_arms_of_one_protocol_may_be_subtracted(tree: Tree) -> None:
-    assert guard(tree.plan, tree).between("vit-demo", "beit-demo") == {}
+    assert guard(tree.plan, tree).conflicts("vit-demo", "beit-demo") == {}
 
 
 def test_another_resolution_is_named(tree: Tree) -> None:
-    found = guard(changed(tree.plan, "beit", resolution), tree).between("vit-demo", "beit-demo")
-    assert found == {"resolution": "resolution 224 vs 384"}
+    conflicts = guard(changed(tree.plan, "beit", resolution), tree).conflicts("vit-demo", "beit-demo")
+    assert conflicts == {"resolution": "resolution 224 vs 384"}
 
 
 def test_another_decoder_is_named(tree: Tree) -> None:
     plan = changed(changed(tree.plan, "beit", decoder("upernet")), "data2vec", decoder("setr-pup"))
-    found = guard(plan, tree).between("beit-demo-seg", "data2vec-demo-seg")
-    assert found == {"decoder": "decoder UperNet vs SETR-PUP"}
+    conflicts = guard(plan, tree).conflicts("beit-demo-seg", "data2vec-demo-seg")
+    assert conflicts == {"decoder": "decoder UperNet vs SETR-PUP"}
 
 
 def test_other_pretraining_data_are_named(tree: Tree) -> None:
     plan = changed(tree.plan, "data2vec", train_on("imagenet"), ("pretrain",))
     plan = changed(plan, "beit", train_on("imagenet22k"), ("pretrain",))
-    found = guard(plan, tree).between("data2vec-demo", "beit-demo")
-    assert found == {"pretraining data": "pretraining data IN-1k vs IN-22k"}
+    conflicts = guard(plan, tree).conflicts("data2vec-demo", "beit-demo")
+    assert conflicts == {"pretraining data": "pretraining data IN-1k vs IN-22k"}
 
 
-def test_weights_from_outside_tell_their_data_by_their_name(tree: Tree) -> None:
+def test_the_data_of_pretrained_weights_are_known_by_their_name(tree: Tree) -> None:
     def start(name: str) -> Change:
         return lambda stage: {"start": Start(id=name, digest="0" * 64)}
 
     plan = changed(tree.plan, "beit", start("microsoft/beit-base-patch16-224-pt22k"), ("pretrain",))
     plan = changed(plan, "data2vec", start("my/weights"), ("pretrain",))
-    found = guard(plan, tree).between("beit-demo", "data2vec-demo")
-    assert found == {"pretraining data": "pretraining data IN-22k vs unknown (weights my/weights)"}
+    conflicts = guard(plan, tree).conflicts("beit-demo", "data2vec-demo")
+    assert conflicts == {"pretraining data": "pretraining data IN-22k vs unknown (weights my/weights)"}
 
 
 def test_what_the_study_varies_is_no_obstacle(tree: Tree) -> None:
     plan = varied(changed(tree.plan, "beit", resolution), **{"protocol.resolution": 384})
-    assert guard(plan, tree).between("vit-demo", "beit-demo") == {}
+    assert guard(plan, tree).conflicts("vit-demo", "beit-demo") == {}
 
 
 def test_a_key_that_is_allowed_is_a_footnote(tree: Tree) -> None:
     plan = changed(tree.plan, "beit", resolution)
-    assert guard(plan, tree).split("vit-demo", "beit-demo") == (("resolution 224 vs 384",), ())
-    assert guard(plan, tree, ("resolution",)).split("vit-demo", "beit-demo") == ((), ("resolution 224 vs 384",))
+    assert guard(plan, tree).split_conflicts("vit-demo", "beit-demo") == (("resolution 224 vs 384",), ())
+    assert guard(plan, tree, ("resolution",)).split_conflicts("vit-demo", "beit-demo") == (
+        (),
+        ("resolution 224 vs 384",),
+    )
 
 
-def test_a_key_that_there_is_not_offers_the_nearest(tree: Tree) -> None:
+def test_an_unknown_key_offers_the_nearest(tree: Tree) -> None:
     with pytest.raises(BenchError, match="Did you mean resolution"):
         guard(tree.plan, tree, ("resolutoin",))
     assert guard(tree.plan, tree, ("Pretraining_Data",)).allow == {"pretraining data"}
 
 
 def compared(plan: Plan, tree: Tree, allow: tuple[str, ...] = ()) -> Comparison:
-    found = outcomes(plan, tree)
-    return compare_arms("demo", found.of_task("demo"), 1000, outcomes=found, guard=Guard(found, allow))
+    outcomes = outcomes_of(plan, tree)
+    guard = Guard(outcomes, allow)
+    return compare_arms("demo", outcomes.of_task("demo"), 1000, outcomes=outcomes, guard=guard)
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +126,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 def test_the_cell_of_such_rows_has_no_number(small: Tree) -> None:
     plan = changed(small.plan, "data2vec", resolution)
     comparison = compared(plan, small)
-    found = comparison.between("beit-demo", "data2vec-demo")
-    assert (found.verdict, found.conflicts) == ("not comparable", ("resolution 224 vs 384",))
-    assert np.isnan([found.value, found.p, *found.interval]).all()
+    difference = comparison.between("beit-demo", "data2vec-demo")
+    assert (difference.verdict, difference.conflicts) == ("not comparable", ("resolution 224 vs 384",))
+    assert np.isnan([difference.value, difference.p, *difference.interval]).all()
     assert "beit-demo" not in comparison.like_best()
-    told = compared(plan, small, ("resolution",)).between("beit-demo", "data2vec-demo")
-    assert told.allowed == ("resolution 224 vs 384",)
-    assert not np.isnan(told.value)
+    allowed = compared(plan, small, ("resolution",)).between("beit-demo", "data2vec-demo")
+    assert allowed.allowed == ("resolution 224 vs 384",)
+    assert not np.isnan(allowed.value)
 
 
 def test_the_test_of_a_pair_does_not_pay_for_pairs_that_are_not_compared(small: Tree) -> None:
@@ -151,9 +156,9 @@ def best_on_test(stage: Stage) -> dict[str, Any]:
 )
 def test_what_is_not_reportable_is_not_ranked_with_what_is(small: Tree, change: Change, said: str) -> None:
     comparison = compared(changed(small.plan, "data2vec", change), small)
-    (not_ranked_because,) = comparison.unranked
-    assert not_ranked_because.arm.planned.id == "data2vec-demo"
-    assert any(said in reason for reason in not_ranked_because.not_ranked_because)
+    (score,) = comparison.unranked
+    assert score.arm.planned.id == "data2vec-demo"
+    assert any(said in reason for reason in score.not_ranked_because)
     assert "data2vec-demo" not in comparison.highest()
     assert comparison.between("beit-demo", "data2vec-demo").verdict == "not comparable"
 
@@ -162,10 +167,10 @@ def test_placeholder_parts_and_what_a_run_says_of_itself_are_reasons(results: Pa
     tree = build(results, tasks=("demo",), seeds=(0,))
     arms = tuple(a.model_copy(update={"fidelity": "placeholder"}) if a.method == "vit" else a for a in tree.plan.arms)
     run = tree.run("deit-demo", 0, "evaluate")
-    told = {"reportable": False, "not_reportable_because": ["toy scale"]}
-    run.finish({**run.results(), **told}, ["predictions.parquet", "pictures.npz"])
-    found = guard(tree.plan.model_copy(update={"arms": arms}), tree).reasons
-    assert found == {
+    stated = {"reportable": False, "not_reportable_because": ["toy scale"]}
+    run.finish({**run.results(), **stated}, ["predictions.parquet", "pictures.npz"])
+    reasons = guard(tree.plan.model_copy(update={"arms": arms}), tree).reasons
+    assert reasons == {
         "vit-demo": ("placeholder parts",), "deit-demo": ("toy scale",), "beit-demo": (), "data2vec-demo": ()
     }  # fmt: skip
 
@@ -176,7 +181,7 @@ def test_rows_none_of_which_is_reportable_are_ranked_among_themselves(small: Tre
         plan = changed(plan, method, limited)
     comparison = compared(plan, small)
     assert len(comparison.ranked) == 4
-    assert all(found.conflicts == () for found in comparison.differences)
+    assert all(difference.conflicts == () for difference in comparison.differences)
 
 
 def test_every_row_carries_its_fingerprint(small: Tree) -> None:

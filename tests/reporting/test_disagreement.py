@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def arm(name: str, *right: list[int], classes: tuple[str, ...] = ()) -> ScoredAr
     )  # fmt: skip
     ids = tuple(f"{i:02d}" for i in range(20))
     hits = [np.isin(np.arange(20), images).astype(float)[:, None] for images in right]
-    seeds = [SeedResult(s, {}, ids, one, np.ones((20, 1)), LABELS, classes=classes) for s, one in enumerate(hits)]
+    seeds = [SeedResult(s, {}, ids, own, np.ones((20, 1)), LABELS, classes=classes) for s, own in enumerate(hits)]
     return ScoredArm(planned, tuple(seeds))
 
 
@@ -36,18 +38,20 @@ WEAK = arm("weak", [*range(8), 19], [*range(7), 19], classes=("cat", "dog"))
 def test_confidence_that_is_right_as_often_as_it_says_has_no_error() -> None:
     sure = np.array([0.8] * 10 + [0.55] * 20)
     right = np.array([True] * 8 + [False] * 2 + [True] * 11 + [False] * 9)
-    assert disagreement.ece(sure, right) == pytest.approx(0)
-    assert disagreement.ece(np.ones(4), np.array([True, False, False, False])) == pytest.approx(75)
-    assert disagreement.ece(np.array([0.9, 0.9, 0.1]), np.array([True, False, False])) == pytest.approx(
-        100 * (2 / 3 * abs(0.9 - 0.5) + 1 / 3 * 0.1)
+    assert disagreement.expected_calibration_error(sure, right) == pytest.approx(0)
+    assert disagreement.expected_calibration_error(np.ones(4), np.array([True, False, False, False])) == pytest.approx(
+        75
     )
+    assert disagreement.expected_calibration_error(
+        np.array([0.9, 0.9, 0.1]), np.array([True, False, False])
+    ) == pytest.approx(100 * (2 / 3 * abs(0.9 - 0.5) + 1 / 3 * 0.1))
 
 
 def test_agreement_is_over_all_pairs_of_seeds() -> None:
-    (found,) = disagreement.agreement([compared(GOOD, WEAK)]).to_dict("records")
-    assert found["both"] == pytest.approx(5 * (8 + 7 + 8 + 7) / 4)
-    assert found["second_only"] == pytest.approx(5.0)
-    assert sum(found[name] for name in ("both", "first_only", "second_only", "neither")) == pytest.approx(100)
+    (row,) = disagreement.agreement([compared(GOOD, WEAK)]).to_dict("records")
+    assert row["both"] == pytest.approx(5 * (8 + 7 + 8 + 7) / 4)
+    assert row["second_only"] == pytest.approx(5.0)
+    assert sum(row[name] for name in ("both", "first_only", "second_only", "neither")) == pytest.approx(100)
 
 
 def test_the_surest_disagreements_stand_first() -> None:
@@ -55,8 +59,8 @@ def test_the_surest_disagreements_stand_first() -> None:
     assert won[:-2] == [f"{i:02d}" for i in range(8, 16)]
     assert won[-2:] == ["07", "16"]  # one seed of each differs here
     assert lost == ["19"]
-    (found,) = disagreement.flips([compared(WEAK, GOOD)], most=3)
-    assert (found.first, found.won, found.lost) == ("good", ("08", "09", "10"), ("19",))
+    (flips,) = disagreement.flips([compared(WEAK, GOOD)], most=3)
+    assert (flips.first, flips.won, flips.lost) == ("good", ("08", "09", "10"), ("19",))
 
 
 def test_classes_are_compared_on_their_own_images() -> None:
@@ -76,23 +80,21 @@ def test_areas_have_classes_that_occur_and_no_test() -> None:
     def areas(share: float) -> SeedResult:
         return SeedResult(0, {}, ("a", "b"), totals * share, totals, classes=("sky", "sea", "sun"))
 
-    one, other = (
-        ScoredArm(planned, (areas(0.5),)),
-        ScoredArm(planned.model_copy(update={"id": "x", "label": "x"}), (areas(0.25),)),
-    )
-    frame = disagreement.classes([compared(one, other)])
+    first = ScoredArm(planned, (areas(0.5),))
+    second = ScoredArm(planned.model_copy(update={"id": "x", "label": "x"}), (areas(0.25),))
+    frame = disagreement.classes([compared(first, second)])
     assert frame["class_name"].tolist() == ["sky", "sun"]
     assert frame["difference"].tolist() == [25.0, 25.0]
     assert frame["p"].isna().all()
 
 
-def test_calibration_is_told_of_arms_that_stored_their_confidence() -> None:
-    class Known:
+def test_calibration_is_of_arms_that_stored_their_confidence() -> None:
+    class Stored:
         arms = {  # noqa: RUF012
-            "good": GOOD._replace(seeds=tuple(s._replace(confidence=np.full(20, 0.8)) for s in GOOD.seeds)),
+            "good": replace(GOOD, seeds=tuple(replace(s, confidence=np.full(20, 0.8)) for s in GOOD.seeds)),
             "weak": WEAK,
         }
 
-    (row,) = disagreement.calibration(Known()).to_dict("records")  # type: ignore[arg-type]
+    (row,) = disagreement.calibration(Stored()).to_dict("records")  # type: ignore[arg-type]
     assert (row["arm"], row["confidence"], row["seeds"]) == ("good", pytest.approx(80), 2)
     assert row["ece"] == pytest.approx((0 + 5) / 2)

@@ -19,8 +19,8 @@ from compare_tree import Tree, build
 from bench.config.stage import Plan
 from bench.errors import BenchError
 from bench.reporting import Report, compare
-from bench.reporting.analysis.departures import differing
-from bench.reporting.analysis.findings import find
+from bench.reporting.analysis.departures import differing_values
+from bench.reporting.analysis.findings import analyse
 from bench.reporting.figures.image_grids import _flipped, _telling
 from bench.reporting.follow import changes
 from bench.reporting.formats.json_csv import model_index
@@ -31,7 +31,7 @@ from bench.runs.run import Run
 
 def text_of(tree: Tree) -> str:
     """report.md of a tree, without its figures."""
-    return markdown(document(find(tree.plan, tree.results), []))
+    return markdown(document(analyse(tree.plan, tree.results), []))
 
 
 def body_of(report: Report) -> dict:
@@ -165,7 +165,7 @@ def test_the_hub_reads_the_model_index(report: Report) -> None:
 
 def test_rows_that_are_not_reportable_are_not_offered_to_the_hub(results: Path) -> None:
     tree = build(results, tasks=("demo",))
-    found = find(limited(tree, "vit"), tree.results)
+    found = analyse(limited(tree, "vit"), tree.results)
     names = [entry["name"] for entry in json.loads(model_index(found))["model-index"]]
     assert names == ["deit", "beit", "data2vec"]
 
@@ -186,7 +186,7 @@ def test_every_start_is_counted_and_failed_ones_say_why(results: Path) -> None:
     run.log_attempt("failed", exit_code=1, error="loss is nan at step 7")
     run.log_attempt("started", processes=2, device="cpu")
     run.log_attempt("done", exit_code=0)
-    found = find(tree.plan, tree.results).provenance.attempts
+    found = analyse(tree.plan, tree.results).provenance.attempts
     assert [(one["start"], one["ended"], one["error"]) for one in found] == [
         (1, "failed", "loss is nan at step 7"), (2, "done", ""),
     ]  # fmt: skip
@@ -197,7 +197,7 @@ def test_runs_beside_the_study_are_told(results: Path) -> None:
     tree = build(results, tasks=("demo",))
     stage = tree.run("vit-demo", 0, "supervised").stage()
     other = Run.open(results / "runs", stage.model_copy(update={"seed": 7}))
-    found = find(tree.plan, tree.results).provenance.others
+    found = analyse(tree.plan, tree.results).provenance.others
     assert [(row["folder"], row["seed"], row["state"]) for row in found] == [(other.root.name, 7, "pending")]
 
 
@@ -208,7 +208,7 @@ def test_data_stand_once_with_all_that_used_them(report: Report) -> None:
 
 
 def test_values_that_differ_between_arms_are_shown_and_equal_ones_are_not(tree: Tree) -> None:
-    rows = {row["value"]: row for row in differing(find(tree.plan, tree.results).outcomes, "demo")}
+    rows = {row["value"]: row for row in differing_values(analyse(tree.plan, tree.results).outcomes, "demo")}
     assert rows["last stage: epochs"]["vit"] == "30"
     assert rows["last stage: epochs"]["beit"] == "20"
     assert "last stage: width" not in rows
@@ -275,7 +275,7 @@ def test_a_missing_stage_is_named_and_its_seed_left_out(results: Path) -> None:
     tree = build(results, tasks=("demo",))
     run = tree.run("beit-demo", 1, "evaluate")
     run.path("stage.json").unlink()
-    found = find(tree.plan, tree.results)
+    found = analyse(tree.plan, tree.results)
     assert found.outcomes.missing == (f"beit evaluate (seed 1) is pending [{run.root.name}]",)
     assert "(1 of 2)" in text_of(tree)
 
@@ -305,7 +305,7 @@ def test_a_truncated_file_is_named(results: Path) -> None:
     tree = build(results, tasks=("demo",))
     path = tree.run("vit-demo", 0, "evaluate").path("predictions.parquet")
     path.write_bytes(path.read_bytes()[:100])
-    (problem,) = find(tree.plan, tree.results).outcomes.missing
+    (problem,) = analyse(tree.plan, tree.results).outcomes.missing
     assert problem.startswith("vit evaluate (seed 0) is damaged")
 
 
@@ -315,7 +315,7 @@ def test_a_score_that_its_predictions_contradict_is_left_out(results: Path) -> N
     stored = run.results()
     stored["metrics"]["top1"] += 1
     run.finish(stored, ["predictions.parquet", "pictures.npz"])
-    (problem,) = find(tree.plan, tree.results).outcomes.missing
+    (problem,) = analyse(tree.plan, tree.results).outcomes.missing
     assert "its predictions give" in problem
 
 
@@ -325,7 +325,7 @@ def test_a_run_scored_on_other_images_is_left_out(results: Path) -> None:
     frame = pd.read_parquet(run.path("predictions.parquet"))
     frame.assign(id="other-" + frame["id"]).to_parquet(run.path("predictions.parquet"))
     run.finish(run.results(), ["predictions.parquet", "pictures.npz"])
-    (problem,) = find(tree.plan, tree.results).outcomes.missing
+    (problem,) = analyse(tree.plan, tree.results).outcomes.missing
     assert "400 others, 400 lacking" in problem
 
 
@@ -348,7 +348,7 @@ def test_one_seed_says_that_nothing_is_known_about_retraining(results: Path) -> 
 
 def test_limited_data_is_marked_as_not_reportable(results: Path) -> None:
     tree = build(results, tasks=("demo",))
-    text = markdown(document(find(limited(tree, "vit"), tree.results), []))
+    text = markdown(document(analyse(limited(tree, "vit"), tree.results), []))
     assert "Not reportable: vit (demo/val: --limit left 20 images" in text
     assert re.search(r"\| not comparable: [^|]*not reportable: demo/val: --limit left 20 images \|", text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,23 +31,23 @@ def row(**changes: object) -> Published:
     return Published(**{**facts, **changes})  # type: ignore[arg-type]
 
 
-def judged(tree: Tree, published: Published, method: str = "vit", link: str = "vit-demo") -> dict[str, object]:
+def verdict_on(tree: Tree, published: Published, method: str = "vit", link: str = "vit-demo") -> dict[str, object]:
     """The verdict on one arm that is linked to a row, whose stages depart from nothing."""
     arms = tuple(a.model_copy(update={"published": link if a.method == method else ""}) for a in tree.plan.arms)
     outcomes = Outcomes(tree.plan, tree.results)
     outcomes.plan = tree.plan.model_copy(update={"arms": arms})
-    whole = {key: held.stage.model_copy(update={"departures": {}}) for key, held in outcomes.stages.items()}
-    outcomes.stages = {key: held._replace(stage=whole[key]) for key, held in outcomes.stages.items()}
+    whole = {key: run.stage.model_copy(update={"departures": {}}) for key, run in outcomes.stages.items()}
+    outcomes.stages = {key: replace(run, stage=whole[key]) for key, run in outcomes.stages.items()}
     comparison = compare_arms("demo", outcomes.of_task("demo"), 200, outcomes=outcomes)
-    (found,) = reproduction.verdicts(outcomes, [comparison], Guard(outcomes), [published]).to_dict("records")
-    return {str(name): value for name, value in found.items()}
+    (verdict,) = reproduction.verdicts(outcomes, [comparison], Guard(outcomes), [published]).to_dict("records")
+    return {str(name): value for name, value in verdict.items()}
 
 
 def test_a_number_within_the_noise_is_reproduced_and_one_far_away_is_not(small: Tree) -> None:
-    measured = judged(small, row())["measured"]
+    measured = verdict_on(small, row())["measured"]
     assert isinstance(measured, float)
-    near, low, high = (judged(small, row(value=value)) for value in (measured + 0.3, 30.0, 99.0))
-    assert [found["verdict"] for found in (near, low, high)] == ["reproduced", "above", "below"]
+    near, low, high = (verdict_on(small, row(value=value)) for value in (measured + 0.3, 30.0, 99.0))
+    assert [verdict["verdict"] for verdict in (near, low, high)] == ["reproduced", "above", "below"]
     assert near["difference"] == pytest.approx(-0.3)
     assert near["low"] < -0.3 < near["high"]  # type: ignore[operator]
     assert near["source"] == "arXiv 2010.11929, Table 5"
@@ -59,28 +60,28 @@ def test_a_number_within_the_noise_is_reproduced_and_one_far_away_is_not(small: 
      ({"task": "x"}, "task demo vs x")],
 )  # fmt: skip
 def test_other_conditions_are_not_comparable_and_named(small: Tree, changes: dict[str, object], said: str) -> None:
-    found = judged(small, row(**changes))
-    assert found["verdict"] == "not comparable"
-    assert said in str(found["why"])
+    verdict = verdict_on(small, row(**changes))
+    assert verdict["verdict"] == "not comparable"
+    assert said in str(verdict["why"])
 
 
 def test_a_shorter_training_is_no_reproduction(small: Tree) -> None:
     arms = tuple(a.model_copy(update={"published": "vit-demo" if a.method == "vit" else ""}) for a in small.plan.arms)
     outcomes = Outcomes(small.plan.model_copy(update={"arms": arms}), small.results)
-    (found,) = reproduction.verdicts(outcomes, [], Guard(outcomes), [row()]).to_dict("records")
-    assert found["verdict"] == "not measured"
+    (verdict,) = reproduction.verdicts(outcomes, [], Guard(outcomes), [row()]).to_dict("records")
+    assert verdict["verdict"] == "not measured"
     comparison = compare_arms("demo", outcomes.of_task("demo"), 200, outcomes=outcomes)
-    (found,) = reproduction.verdicts(outcomes, [comparison], Guard(outcomes), [row()]).to_dict("records")
-    assert found["verdict"] == "not comparable"
-    assert "supervised epochs 30 vs 800" in found["why"]
+    (verdict,) = reproduction.verdicts(outcomes, [comparison], Guard(outcomes), [row()]).to_dict("records")
+    assert verdict["verdict"] == "not comparable"
+    assert "supervised epochs 30 vs 800" in verdict["why"]
 
 
 def test_the_published_spread_counts_where_ours_is_smaller(results: Path) -> None:
     tree = build(results, tasks=("imagenet1k",))
     outcomes = Outcomes(tree.plan, tree.results)
     comparison = compare_arms("imagenet1k", outcomes.of_task("imagenet1k"), 200, outcomes=outcomes)
-    score = comparison.scores[0]._replace(spread=comparison.scores[0].spread._replace(sd=0.001))
-    noise = reproduction.power.known_noise("imagenet1k", "top1", "base")
+    score = replace(comparison.scores[0], spread=comparison.scores[0].spread._replace(sd=0.001))
+    noise = reproduction.power.published_noise("imagenet1k", "top1", "base")
     low, high = reproduction._interval(score, 0.0, noise)
     assert high == pytest.approx(2.776 * ((0.065**2) * 1.5 + 0.05**2 / 3) ** 0.5, rel=1e-3)
     assert low == pytest.approx(-high)
@@ -88,4 +89,4 @@ def test_the_published_spread_counts_where_ours_is_smaller(results: Path) -> Non
 
 def test_a_link_to_a_row_that_is_not_there_names_the_arm(small: Tree) -> None:
     with pytest.raises(BenchError, match="arm vit"):
-        judged(small, row(), link="vit-dmo")
+        verdict_on(small, row(), link="vit-dmo")

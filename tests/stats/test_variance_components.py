@@ -5,18 +5,18 @@ import pytest
 from scipy import stats
 
 from bench.stats import variance_components
-from bench.stats.variance_components import Design, Noise, Trained
+from bench.stats.variance_components import ArmUnits, Design, SeedVariance
 
 FIVE_OF_ONE = Design(("p",) * 5)
 TWICE_TWO = Design(("p", "p", "q", "q"))
 
 
-def arm(scores: list[float], *, by_images: float = 0.0, starts: tuple[str, ...] = (), seed: int = 0) -> Trained:
-    """Trainings with these scores; on drawn images all of them move together by `by_images` points."""
+def arm(scores: list[float], *, by_images: float = 0.0, starts: tuple[str, ...] = (), seed: int = 0) -> ArmUnits:
+    """Trainings with these scores; on resampled images all of them move together by `by_images` points."""
     shared = by_images * np.random.default_rng(seed).normal(size=4000)
-    drawn = np.array(scores)[:, None] + shared
+    replicates = np.array(scores)[:, None] + shared
     names = starts or tuple(f"{scores[0]} {seed} {number}" for number in range(len(scores)))
-    return variance_components.trained(Design(names), np.array(scores), drawn)
+    return variance_components.arm_units(Design(names), np.array(scores), replicates)
 
 
 def test_five_fine_tunings_of_one_pretraining_are_one_pretraining() -> None:
@@ -28,65 +28,70 @@ def test_five_fine_tunings_of_one_pretraining_are_one_pretraining() -> None:
 
 def test_every_pretraining_counts_once_however_often_it_was_fine_tuned() -> None:
     design = Design(("p", "p", "p", "q"))
-    assert design.shares() @ np.array([70.0, 70, 70, 80]) == pytest.approx(75)
-    assert design.units(np.array([70.0, 70, 70, 80])).tolist() == [70.0, 80.0]
+    assert design.weights() @ np.array([70.0, 70, 70, 80]) == pytest.approx(75)
+    assert design.unit_scores(np.array([70.0, 70, 70, 80])).tolist() == [70.0, 80.0]
 
 
 def test_without_noise_of_images_the_test_is_students() -> None:
     first, second = [70.0, 71.0, 70.4], [72.0, 71.5, 72.6]
     a, b = arm(first), arm(second)
-    found = variance_components.of_difference(a, b, variance_components.pooled([a, b]))
-    assert found is not None
+    estimate = variance_components.estimate_difference(a, b, variance_components.pooled_variance([a, b]))
+    assert estimate is not None
     expected = stats.ttest_ind(first, second)
-    assert found.value / found.deviation == pytest.approx(expected.statistic)
-    assert found.freedom == pytest.approx(expected.df)
+    assert estimate.value / estimate.standard_error == pytest.approx(expected.statistic)
+    assert estimate.df == pytest.approx(expected.df)
 
 
 def test_without_a_shared_noise_the_test_is_welchs() -> None:
     first, second = [70.0, 71.0, 70.4], [72.0, 71.5, 79.6]
-    found = variance_components.of_difference(arm(first), arm(second), None)
+    estimate = variance_components.estimate_difference(arm(first), arm(second), None)
     expected = stats.ttest_ind(first, second, equal_var=False)
-    assert found is not None
-    assert (found.value / found.deviation, found.freedom) == pytest.approx((expected.statistic, expected.df))
+    assert estimate is not None
+    assert (estimate.value / estimate.standard_error, estimate.df) == pytest.approx((expected.statistic, expected.df))
 
 
 def test_arms_of_the_same_pretrainings_are_compared_within_each() -> None:
     starts = ("p", "q", "r")
     first, second = arm([70.0, 75.0, 80.0], starts=starts), arm([71.0, 76.1, 80.9], starts=starts)
-    found = variance_components.of_difference(first, second, variance_components.pooled([first, second]))
+    estimate = variance_components.estimate_difference(
+        first, second, variance_components.pooled_variance([first, second])
+    )
     expected = stats.ttest_rel([70.0, 75.0, 80.0], [71.0, 76.1, 80.9])
-    assert found is not None
-    assert (found.value / found.deviation, found.freedom) == pytest.approx((expected.statistic, expected.df))
+    assert estimate is not None
+    assert (estimate.value / estimate.standard_error, estimate.df) == pytest.approx((expected.statistic, expected.df))
 
 
 def test_images_and_training_add_their_variances() -> None:
-    one, other = arm([70.0, 71.0], by_images=0.5, seed=1), arm([70.0, 71.0], by_images=0.5, seed=2)
-    found = variance_components.of_difference(one, other, variance_components.pooled([one, other]))
-    assert found is not None
-    assert found.deviation**2 == pytest.approx(2 * 0.25 + 0.5 * (1 / 2 + 1 / 2), rel=0.1)
-    assert found.freedom > 2
+    first, second = (arm([70.0, 71.0], by_images=0.5, seed=seed) for seed in (1, 2))
+    estimate = variance_components.estimate_difference(
+        first, second, variance_components.pooled_variance([first, second])
+    )
+    assert estimate is not None
+    assert estimate.standard_error**2 == pytest.approx(2 * 0.25 + 0.5 * (1 / 2 + 1 / 2), rel=0.1)
+    assert estimate.df > 2
 
 
 def test_what_images_do_to_the_spread_of_seeds_is_counted_once() -> None:
     generator = np.random.default_rng(0)
-    drawn = 70 + generator.normal(size=(5, 4000))  # each seed moves by one point with the images, on its own
+    replicates = 70 + generator.normal(size=(5, 4000))  # each seed moves by one point with the images, on its own
     scores = np.array([70 + d for d in stats.norm.ppf([0.1, 0.3, 0.5, 0.7, 0.9])])
-    noise = variance_components.noise(variance_components.trained(Design(tuple("abcde")), scores, drawn))
-    assert noise.by_images == pytest.approx(1.0, rel=0.05)
-    assert noise.seen == pytest.approx(scores.var(ddof=1))
-    assert noise.net == max(0.0, noise.seen - noise.by_images)
+    units = variance_components.arm_units(Design(tuple("abcde")), scores, replicates)
+    noise = variance_components.seed_variance(units)
+    assert noise.from_images == pytest.approx(1.0, rel=0.05)
+    assert noise.observed == pytest.approx(scores.var(ddof=1))
+    assert noise.net == max(0.0, noise.observed - noise.from_images)
 
 
 def test_a_single_training_says_nothing_about_training_again() -> None:
-    assert variance_components.of_score(arm([70.0]), None) is None
-    assert variance_components.of_difference(arm([70.0]), arm([71.0, 72.0]), None) is None
-    assert variance_components.noise(arm([70.0])) == Noise(0.0, 0.0, 0)
+    assert variance_components.estimate_score(arm([70.0]), None) is None
+    assert variance_components.estimate_difference(arm([70.0]), arm([71.0, 72.0]), None) is None
+    assert variance_components.seed_variance(arm([70.0])) == SeedVariance(0.0, 0.0, 0)
 
 
 def test_arms_that_clearly_differ_in_noise_do_not_share_one() -> None:
     steady, wild = arm([70.0, 70.01, 70.02, 69.99]), arm([60.0, 75.0, 80.0, 66.0])
-    assert variance_components.pooled([steady, steady]) is not None
-    assert variance_components.pooled([steady, wild]) is None
+    assert variance_components.pooled_variance([steady, steady]) is not None
+    assert variance_components.pooled_variance([steady, wild]) is None
 
 
 def test_the_narrower_design_decides_what_a_difference_is_about() -> None:
@@ -94,11 +99,11 @@ def test_the_narrower_design_decides_what_a_difference_is_about() -> None:
     assert variance_components.scope_of(FIVE_OF_ONE, Design(("a",))) == "weights"
 
 
-def test_the_budget_of_variance_is_that_of_a_nested_design() -> None:
+def test_variance_components_are_those_of_a_nested_design() -> None:
     scores = np.array([70.0, 71.0, 75.0, 77.0])
-    found = variance_components.budget(TWICE_TWO, scores)
+    sds = variance_components.component_sds(TWICE_TWO, scores)
     within = (0.5 + 2.0) / 2
-    assert found.finetuning == pytest.approx(np.sqrt(within))
-    assert found.pretraining == pytest.approx(np.sqrt(np.var([70.5, 76.0], ddof=1) - within / 2))
-    assert variance_components.budget(FIVE_OF_ONE, np.arange(5.0)).pretraining is None
-    assert variance_components.budget(Design(("a", "b")), np.array([1.0, 3.0])).finetuning is None
+    assert sds.finetuning == pytest.approx(np.sqrt(within))
+    assert sds.pretraining == pytest.approx(np.sqrt(np.var([70.5, 76.0], ddof=1) - within / 2))
+    assert variance_components.component_sds(FIVE_OF_ONE, np.arange(5.0)).pretraining is None
+    assert variance_components.component_sds(Design(("a", "b")), np.array([1.0, 3.0])).finetuning is None

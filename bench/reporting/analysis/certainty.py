@@ -1,4 +1,4 @@
-"""How far a table can be trusted: who is first how surely, where the spread comes from, what could have been seen."""
+"""Uncertainty of a table: probability of being best, variance components, minimal detectable differences."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from bench.reporting.analysis.comparisons import Comparison, Score, compare_arms
 from bench.reporting.analysis.outcomes import Outcomes, label_of
 from bench.stats import power, variance_components
 
+NORMAL = 1.959964  # half width of a 95 % interval in standard errors
+
 
 def measures(outcomes: Outcomes, guard: Guard, headline: Sequence[Comparison]) -> list[Comparison]:
     """Comparisons by the other scores that were stored image by image, where at least two arms have them."""
-    found = []
+    comparisons = []
     for comparison in headline:
         arms = [score.arm for score in comparison.scores]
-        for name in dict.fromkeys(name for arm in arms for one in arm.seeds for name in sorted(one.measures)):
-            having = [arm for arm in (arm.measured(name) for arm in arms) if arm]
-            if len(having) > 1:
-                found.append(compare_arms(comparison.task, having, outcomes=outcomes, guard=guard, measure=name))
-    return found
+        names = dict.fromkeys(name for arm in arms for result in arm.seeds for name in sorted(result.measures))
+        for name in names:
+            measured = [arm for arm in (arm.with_measure(name) for arm in arms) if arm]
+            if len(measured) > 1:
+                comparisons.append(
+                    compare_arms(comparison.task, measured, outcomes=outcomes, guard=guard, measure=name)
+                )
+    return comparisons
 
 
 def stability(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Probability of every ranked arm of being first; columns task, arm, label, first, rank (by its score)."""
+    """Probability of every ranked arm of being the best; columns task, arm, label, first, rank (by its score)."""
     rows = [
-        (comparison.task, score.arm.planned.id, label_of(score.arm.planned), score.first, rank)
+        (comparison.task, score.arm.planned.id, label_of(score.arm.planned), score.probability_best, rank)
         for comparison in comparisons
         for rank, score in enumerate(comparison.ranked, 1)
     ]
@@ -37,7 +42,7 @@ def stability(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def variance(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Where the uncertainty of every score comes from, as standard deviations in points of one training's score.
+    """Variance components of every score, as standard deviations in points of one training's score.
 
     columns: task, arm, label, pretrainings, trainings, sd_pretraining, sd_finetuning, sd_images, sentence.
     """
@@ -52,17 +57,17 @@ def variance(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def _spread(score: Score) -> tuple[float, float]:
-    found = variance_components.budget(score.design, score.by_training)
-    return tuple(nan if part is None else part for part in found)  # type: ignore[return-value]
+    sds = variance_components.component_sds(score.design, score.training_scores)
+    return tuple(nan if sd is None else sd for sd in sds)  # type: ignore[return-value]
 
 
 def _by_images(score: Score) -> float:
-    """Standard deviation of the arm's score over other images, from its 95 % interval."""
-    return (score.interval.high - score.interval.low) / (2 * 1.959964)
+    """Standard error of the arm's score over other images, from its 95 % interval."""
+    return (score.interval.high - score.interval.low) / (2 * NORMAL)
 
 
 def detectable(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """The smallest difference that a study like this one tells apart in 80 of 100 cases, from what was measured.
+    """Minimal detectable difference (80 % power, 5 %) of a study with these seeds and images, from measured variances.
 
     columns: task, seeds, images, points (methods; NaN for one seed), points_images (these weights), sentence.
     """
@@ -71,16 +76,16 @@ def detectable(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def _detectable(comparison: Comparison) -> tuple[object, ...] | None:
-    compared = [found for found in comparison.differences if not found.conflicts]
-    if not compared:
+    differences = [difference for difference in comparison.differences if not difference.conflicts]
+    if not differences:
         return None
-    by_images = float(np.median([_variance(found.images_interval) for found in compared]))
-    weights = power.smallest_difference(by_images)
+    by_images = float(np.median([_variance(difference.images_interval) for difference in differences]))
+    weights = power.minimal_detectable_difference(by_images)
     seeds = min(score.design.pretrainings for score in comparison.scores)
     methods = nan
-    if comparison.noise and seeds > 1:
-        by_seeds = 2 * comparison.noise.sd**2 / seeds
-        methods = power.smallest_difference(by_images, by_seeds, comparison.noise.freedom or inf)
+    if comparison.seed_noise and seeds > 1:
+        by_seeds = 2 * comparison.seed_noise.sd**2 / seeds
+        methods = power.minimal_detectable_difference(by_images, by_seeds, comparison.seed_noise.df or inf)
     many = f"{comparison.images:,} images"
     sentence = f"{many} tell these weights apart from {weights:.2f} points on"
     if not np.isnan(methods):
@@ -89,4 +94,4 @@ def _detectable(comparison: Comparison) -> tuple[object, ...] | None:
 
 
 def _variance(interval: tuple[float, float]) -> float:
-    return ((interval[1] - interval[0]) / (2 * 1.959964)) ** 2
+    return ((interval[1] - interval[0]) / (2 * NORMAL)) ** 2

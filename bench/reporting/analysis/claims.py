@@ -1,7 +1,7 @@
-"""What a study claims, and whether its data support it.
+"""Claims of a study and the evidence of its runs: tests of superiority by a margin, or of equivalence within one.
 
     beit > deit on imagenet1k/top1 by 0.5       better by at least so many points (0 where nothing is said)
-    data2vec ~ beit within 0.2                  alike within so many points
+    data2vec ~ beit within 0.2                  equivalent within so many points
 An arm is named by its label, its id or its method[:variant]. Without a task, a claim is about every task of the study.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import nan
-from typing import NamedTuple
 
 from bench.config.stage import Plan, PlannedArm
 from bench.errors import BenchError, nearest
@@ -32,7 +32,8 @@ OVER: dict[Scope, str] = {
 }
 
 
-class Claim(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Claim:
     """`first` is above `second` by at least `points`, or alike within them; on one task, or on all ('')."""
 
     text: str
@@ -44,8 +45,12 @@ class Claim(NamedTuple):
     metric: str
 
 
-class Evidence(NamedTuple):
-    """A claim on one task, and what the data say: the difference of the two arms with its 95 % interval, in points."""
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A claim on one task, and the difference of its two arms with the 95 % interval, in points.
+
+    The fields are the keys of report.json.
+    """
 
     text: str
     supported: bool
@@ -60,20 +65,20 @@ class Evidence(NamedTuple):
 
 def parse(text: str) -> Claim:
     """A claim as a study writes it; BenchError names the text."""
-    found = FORM.fullmatch(text)
-    if not found:
+    match = FORM.fullmatch(text)
+    if not match:
         raise BenchError(f"the claim {text!r} cannot be read; {HELP}")
-    first, second, sign, bound = (found[name] for name in ("first", "second", "sign", "bound"))
+    first, second, sign, bound = match.group("first", "second", "sign", "bound")
     if (sign == "~") != (bound == "within") and not (sign != "~" and bound is None):
-        wanted = "'within' and how many points" if sign == "~" else "'by' and how many points, or nothing"
-        raise BenchError(f"the claim {text!r}: behind {sign!r} stands {wanted}; {HELP}")
+        needed = "'within' and how many points" if sign == "~" else "'by' and how many points, or nothing"
+        raise BenchError(f"the claim {text!r}: behind {sign!r} stands {needed}; {HELP}")
     try:
-        many = float(found["points"] or 0)
-    except ValueError:
-        raise BenchError(f"the claim {text!r}: {found['points']!r} is no number of points") from None
+        margin = float(match["points"] or 0)
+    except ValueError:  # '0.5.1' fits the form
+        raise BenchError(f"the claim {text!r}: {match['points']!r} is no number of points") from None
     if sign == "<":
         first, second = second, first
-    return Claim(text, first, second, sign == "~", many, found["task"] or "", found["metric"] or "")
+    return Claim(text, first, second, sign == "~", margin, match["task"] or "", match["metric"] or "")
 
 
 def check(plan: Plan) -> list[Claim]:
@@ -91,8 +96,8 @@ def _tasks(claim: Claim, plan: Plan) -> list[tuple[str, PlannedArm, PlannedArm]]
         raise BenchError(f"the claim {claim.text!r}: no task {claim.task!r} here.{nearest(claim.task, tasks)}")
     about = [claim.task] if claim.task else tasks
     metrics = {arm.metric for arm in plan.arms if arm.task in about}
-    asked = {short: name for name, short in METRICS.items()}.get(claim.metric, claim.metric)
-    if asked and metrics != {asked}:
+    metric = {short: name for name, short in METRICS.items()}.get(claim.metric, claim.metric)
+    if metric and metrics != {metric}:
         raise BenchError(
             f"the claim {claim.text!r}: {', '.join(about)} is measured by {', '.join(sorted(metrics))}, "
             f"not by {claim.metric}"
@@ -102,17 +107,17 @@ def _tasks(claim: Claim, plan: Plan) -> list[tuple[str, PlannedArm, PlannedArm]]
 
 def _arm(claim: Claim, name: str, task: str, plan: Plan) -> PlannedArm:
     """The one arm of a task that is called `name`."""
-    here = [arm for arm in plan.arms if arm.task == task]
-    for calls in (_labels, _methods):
-        found = [arm for arm in here if name.lower() in {call.lower() for call in calls(arm)}]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            labels = ", ".join(label_of(arm) for arm in found)
+    of_task = [arm for arm in plan.arms if arm.task == task]
+    for names in (_labels, _methods):  # a label is unambiguous where a method is not: two arms may share the method
+        arms = [arm for arm in of_task if name.lower() in {own.lower() for own in names(arm)}]
+        if len(arms) == 1:
+            return arms[0]
+        if arms:
+            labels = ", ".join(label_of(arm) for arm in arms)
             raise BenchError(f"the claim {claim.text!r}: {name!r} may be {labels}; write the label")
-    known = list(dict.fromkeys(call for arm in here for call in (*_methods(arm), label_of(arm))))
+    options = list(dict.fromkeys(own for arm in of_task for own in (*_methods(arm), label_of(arm))))
     raise BenchError(
-        f"the claim {claim.text!r}: no arm {name!r} on {task}; there is {', '.join(known)}.{nearest(name, known)}"
+        f"the claim {claim.text!r}: no arm {name!r} on {task}; there is {', '.join(options)}.{nearest(name, options)}"
     )
 
 
@@ -125,7 +130,7 @@ def _methods(arm: PlannedArm) -> list[str]:
 
 
 def evidence(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> list[Evidence]:
-    """Every claim of the study on every task it is about, with what the data say."""
+    """The evidence for every claim of the study on every task it is about."""
     by_task = {comparison.task: comparison for comparison in comparisons}
     return [
         _evidence(claim, by_task[task], first, second)
@@ -139,32 +144,40 @@ def _evidence(claim: Claim, comparison: Comparison, first: PlannedArm, second: P
     lacking = [label_of(arm) for arm in (first, second) if arm.id not in scored]
     if lacking:
         return _unsupported(claim, comparison.task, f"{' and '.join(lacking)}: no score yet")
-    found = comparison.between(first.id, second.id)
-    if found.conflicts:
-        return _unsupported(claim, comparison.task, f"not comparable: {'; '.join(found.conflicts)}")
-    low, high = found.interval
-    if claim.alike:
-        supported, p = -claim.points < low and high < claim.points, max(_p(found, s * claim.points) for s in (-1, 1))
-    else:
-        supported, p = low > claim.points and (claim.points > 0 or found.p <= intervals.ALPHA), _p(found, claim.points)
-    says = f"{label_of(first)} {MINUS} {label_of(second)} is {points(found.value)} points, " + (
+    difference = comparison.between(first.id, second.id)
+    if difference.conflicts:
+        return _unsupported(claim, comparison.task, f"not comparable: {'; '.join(difference.conflicts)}")
+    low, high = difference.interval
+    supported, p = _test(claim, difference)
+    says = f"{label_of(first)} {MINUS} {label_of(second)} is {points(difference.value)} points, " + (
         f"95 % interval {points(low)} to {points(high)}"
     )
     return Evidence(claim.text, supported, comparison.task, f"{'supported' if supported else 'not supported'}: {says}",
-                    found.value, low, high, p, _why(claim, found, supported))  # fmt: skip
+                    difference.value, low, high, p, _why(claim, difference, supported))  # fmt: skip
 
 
-def _p(found: Difference, against: float) -> float:
-    """Two-sided p of a difference that is `against`, from the difference found and its deviation."""
-    if against == 0:
-        return found.p
-    deviation = variance_components.deviation(found.interval, found.freedom)
-    return intervals.student(found.value - against, deviation, found.freedom)[1]
+def _test(claim: Claim, difference: Difference) -> tuple[bool, float]:
+    """Whether the interval supports the claim, and the p of the test."""
+    low, high = difference.interval
+    if claim.alike:  # two one-sided tests: the interval lies within the margin, the larger p counts
+        p = max(_p(difference, sign * claim.points) for sign in (-1, 1))
+        return -claim.points < low and high < claim.points, p
+    # without a margin p must agree as well: it may be McNemar's while the interval is the bootstrap's
+    significant = claim.points > 0 or difference.p <= intervals.ALPHA
+    return low > claim.points and significant, _p(difference, claim.points)
 
 
-def _why(claim: Claim, found: Difference, supported: bool) -> str:
+def _p(difference: Difference, margin: float) -> float:
+    """Two-sided p of the null hypothesis that the true difference is `margin`."""
+    if margin == 0:
+        return difference.p
+    standard_error = variance_components.standard_error(difference.interval, difference.freedom)
+    return intervals.t_interval(difference.value - margin, standard_error, difference.freedom)[1]
+
+
+def _why(claim: Claim, difference: Difference, supported: bool) -> str:
     place = f"within {claim.points:g} points of 0" if claim.alike else f"above {claim.points:g}"
-    return f"the interval, over {OVER[found.scope]}, {'lies' if supported else 'does not lie'} {place}"
+    return f"the interval, over {OVER[difference.scope]}, {'lies' if supported else 'does not lie'} {place}"
 
 
 def _unsupported(claim: Claim, task: str, why: str) -> Evidence:

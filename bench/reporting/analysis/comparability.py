@@ -1,7 +1,7 @@
-"""Which rows may be subtracted: the protocol of every row, what two rows do not share, what keeps a row out.
+"""Comparability of arms: the evaluation protocol of every arm, conflicts between two, reasons not to report one.
 
-A difference is one of arms only when nothing else differs. Values that a study varies on purpose, through an arm's own
-`set`, are no obstacle; others that a reader wants to let pass are named by --allow and stand in a footnote.
+Scores are subtracted only when the arms share their protocol. Values that a study varies on purpose, through an arm's
+own `set`, are no conflict; others that a reader permits are named by --allow and stand in a footnote.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pandas as pd
 from bench.config.schema import Arm as StudyArm
 from bench.config.stage import PlannedArm, Stage, digest
 from bench.errors import unknown
-from bench.reporting.analysis.outcomes import Held, Outcomes, ScoredArm, label_of
+from bench.reporting.analysis.outcomes import Outcomes, ScoredArm, StageRun, label_of
 
-Fingerprint = dict[str, str]  # protocol key -> value, as people write it
+Fingerprint = dict[str, str]  # protocol key -> value as text
 NOTHING = "none"
 SAME_MEANING = {  # protocol key: names under which an arm's `set` may vary it
     "resolution": ("resolution", "image_size"),
@@ -28,8 +28,8 @@ SAME_MEANING = {  # protocol key: names under which an arm's `set` may vary it
     "labels": ("labels", "start_from"),
 }
 NAMES = {"crop_ratio": "crop", "mean": "normalisation mean", "std": "normalisation deviation", "decoder": "reader"}
-KNOWN = {"imagenet": "IN-1k", "imagenet1k": "IN-1k", "imagenet22k": "IN-22k", "ade20k": "ADE20K"}
-WEIGHTS = (  # what published weights were trained on, by their name; the first that fits. Source: their cards
+DATASET_NAMES = {"imagenet": "IN-1k", "imagenet1k": "IN-1k", "imagenet22k": "IN-22k", "ade20k": "ADE20K"}
+PRETRAINED_ON = (  # data of published weights, by a pattern of their id; the first that fits. Source: their cards
     (r"22k", "IN-22k"),
     (r"in21k|21k", "IN-21k"),
     (r"^(microsoft/beit|addf400)", "IN-22k"),
@@ -41,41 +41,41 @@ REPORTABLE = "reportable"
 
 
 def fingerprint(outcomes: Outcomes, arm: PlannedArm) -> Fingerprint:
-    """The protocol of a row: how it was scored, on what, and which data its network has seen before."""
+    """The protocol of an arm: how it was scored, on what, and which data its network was trained on before."""
     seed = min(arm.stages)
-    scoring, own = outcomes.stages[arm.stages[seed]["evaluate"]].stage, outcomes.own(arm, seed)
-    chain = [*outcomes.upstream(arm, seed), own]
+    scoring, last = outcomes.stages[arm.stages[seed]["evaluate"]].stage, outcomes.last_stage(arm, seed)
+    chain = [*outcomes.upstream(arm, seed), last]
     protocol = scoring.protocol.model_dump(mode="json")
-    keys = {NAMES.get(name, name).replace("_", " "): _shown(value) for name, value in protocol.items()}
+    keys = {NAMES.get(name, name).replace("_", " "): _text(value) for name, value in protocol.items()}
     keys |= {
-        "training resolution": str(own.stage.model.image_size),
-        "decoder": DECODERS.get(own.stage.model.decoder, own.stage.model.decoder),
-        "selection": own.stage.recipe.select if own.stage.recipe else NOTHING,
-        "pretraining data": _seen(chain),
-        "labels": _labels(own.stage),
+        "training resolution": str(last.stage.model.image_size),
+        "decoder": DECODERS.get(last.stage.model.decoder, last.stage.model.decoder),
+        "selection": last.stage.recipe.select if last.stage.recipe else NOTHING,
+        "pretraining data": _training_data(chain),
+        "labels": _labels(last.stage),
         "scored images": _split(scoring, "val"),
     }
     return keys
 
 
-def _seen(chain: Sequence[Held]) -> str:
-    """Names of the data sets that the backbone and its helpers learned from, other people's training included."""
-    names = [KNOWN.get(data.dataset, data.dataset) for held in chain for role, data in held.stage.data.items()
+def _training_data(chain: Sequence[StageRun]) -> str:
+    """Names of the data sets that the backbone and its helpers were trained on, pretrained weights included."""
+    names = [DATASET_NAMES.get(data.dataset, data.dataset) for run in chain for role, data in run.stage.data.items()
              if role == "train"]  # fmt: skip
-    names += [KNOWN.get(name, name) for held in chain for name in _elsewhere(held.stage)]
+    names += [name for run in chain for name in _data_of_weights(run.stage)]
     return " + ".join(sorted(set(names))) or NOTHING
 
 
-def _elsewhere(stage: Stage) -> list[str]:
-    """What weights from outside were trained on, as far as their name says it."""
+def _data_of_weights(stage: Stage) -> list[str]:
+    """What the pretrained weights of a stage were trained on, as far as their name says it."""
     if stage.start is None:
         return []
-    known = [data for pattern, data in WEIGHTS if re.search(pattern, stage.start.id.lower())]
-    return [known[0] if known else f"unknown (weights {stage.start.id})"]
+    names = [data for pattern, data in PRETRAINED_ON if re.search(pattern, stage.start.id.lower())]
+    return [names[0] if names else f"unknown (weights {stage.start.id})"]
 
 
-def _labels(own: Stage) -> str:
-    data = own.data.get("train")
+def _labels(last: Stage) -> str:
+    data = last.data.get("train")
     return NOTHING if data is None else f"{data.images} images [{digest(data.identity, 4)}]"
 
 
@@ -84,102 +84,102 @@ def _split(scoring: Stage, role: str) -> str:
     return NOTHING if data is None else f"{data.dataset}/{data.split}, {data.images} [{digest(data.identity, 4)}]"
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(_shown(part) for part in value)
+        return ", ".join(_text(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class Guard:
-    """Knows for every two rows of a study whether they may be subtracted."""
+    """Decides for every two arms of a study whether their scores may be subtracted."""
 
     def __init__(self, outcomes: Outcomes, allow: Iterable[str] = ()) -> None:
         self.outcomes = outcomes
-        self.prints = {arm.id: fingerprint(outcomes, arm) for arm in outcomes.plan.arms}
+        self.fingerprints = {arm.id: fingerprint(outcomes, arm) for arm in outcomes.plan.arms}
         self.reasons = {arm.id: reasons(outcomes, arm) for arm in outcomes.plan.arms}
-        known = sorted({key for found in self.prints.values() for key in found} | {REPORTABLE})
-        self.allow = frozenset(_key(name, known) for name in allow)
-        self._varied = {key for key in known if _is_varied(key, outcomes.plan.arms, outcomes)}
+        keys = sorted({key for own in self.fingerprints.values() for key in own} | {REPORTABLE})
+        self.allow = frozenset(_protocol_key(name, keys) for name in allow)
+        self._varied = {key for key in keys if _is_varied(key, outcomes.plan.arms, outcomes)}
 
-    def between(self, first: str, second: str) -> dict[str, str]:
-        """What stands between two rows: key -> 'resolution 224 vs 384'; {} when they may be subtracted."""
-        one, other = self.prints[first], self.prints[second]
-        found = {key: f"{key} {one[key]} vs {other.get(key, NOTHING)}" for key in one
-                 if key not in self._varied and one[key] != other.get(key, NOTHING)}  # fmt: skip
+    def conflicts(self, first: str, second: str) -> dict[str, str]:
+        """What two arms do not share: key -> 'resolution 224 vs 384'; {} when they may be subtracted."""
+        a, b = self.fingerprints[first], self.fingerprints[second]
+        texts = {key: f"{key} {a[key]} vs {b.get(key, NOTHING)}" for key in a
+                 if key not in self._varied and a[key] != b.get(key, NOTHING)}  # fmt: skip
         if bool(self.reasons[first]) != bool(self.reasons[second]):
-            found[REPORTABLE] = f"not reportable: {'; '.join(self.reasons[first] or self.reasons[second])}"
-        return found
+            texts[REPORTABLE] = f"not reportable: {'; '.join(self.reasons[first] or self.reasons[second])}"
+        return texts
 
-    def split(self, first: str, second: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The same in two parts: what forbids a difference, and what --allow lets pass."""
-        found = self.between(first, second)
+    def split_conflicts(self, first: str, second: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The conflicts in two parts: those that forbid a difference, and those that --allow permits."""
+        texts = self.conflicts(first, second)
         return (
-            tuple(text for key, text in found.items() if key not in self.allow),
-            tuple(text for key, text in found.items() if key in self.allow),
+            tuple(text for key, text in texts.items() if key not in self.allow),
+            tuple(text for key, text in texts.items() if key in self.allow),
         )
 
     def not_ranked_because(self, arm: ScoredArm, others: Sequence[ScoredArm]) -> tuple[str, ...]:
-        """Why a row is not ranked with the others of its task: () when it is, or when none of them is reportable."""
+        """Why an arm is not ranked with the others of its task: () when it is, or when none of them is reportable."""
         if REPORTABLE in self.allow or not any(not self.reasons[other.planned.id] for other in others):
             return ()
         return self.reasons[arm.planned.id]
 
     def frame(self) -> pd.DataFrame:
         """One row per arm: task, arm, label, fingerprint, and every key of the protocol."""
-        arms = self.outcomes.plan.arms
-        return pd.DataFrame(
-            [
-                {"task": arm.task, "arm": arm.id, "label": label_of(arm), "fingerprint": digest(self.prints[arm.id], 8),
-                 **self.prints[arm.id]}
-                for arm in arms
-            ]
-        )  # fmt: skip
+        rows = []
+        for arm in self.outcomes.plan.arms:
+            own = self.fingerprints[arm.id]
+            names = {"task": arm.task, "arm": arm.id, "label": label_of(arm), "fingerprint": digest(own, 8)}
+            rows.append({**names, **own})
+        return pd.DataFrame(rows)
 
 
 def reasons(outcomes: Outcomes, arm: PlannedArm) -> tuple[str, ...]:
-    """Why a row is not reportable: data left out or incomplete, toy scale, placeholder parts, best on test."""
-    held = [outcomes.stages[key] for key in dict.fromkeys(k for roles in arm.stages.values() for k in roles.values())]
-    held += [up for seed in arm.stages for up in outcomes.upstream(arm, seed)]
-    found = ["placeholder parts"] if arm.fidelity == "placeholder" else []
-    for one in held:
-        splits = [data for data in one.stage.data.values() if data.shortfall]
-        found += [f"{data.dataset}/{data.split}: {data.shortfall}" for data in splits]
-        found += _told(one.results)
+    """Why an arm is not reportable: data left out or incomplete, toy scale, placeholder parts, best on test."""
+    keys = dict.fromkeys(key for roles in arm.stages.values() for key in roles.values())
+    runs = [outcomes.stages[key] for key in keys]
+    runs += [run for seed in arm.stages for run in outcomes.upstream(arm, seed)]
+    texts = ["placeholder parts"] if arm.fidelity == "placeholder" else []
+    for run in runs:
+        splits = [data for data in run.stage.data.values() if data.shortfall]
+        texts += [f"{data.dataset}/{data.split}: {data.shortfall}" for data in splits]
+        texts += _stated_reasons(run.results)
     if any(_best_on_test(outcomes, arm, seed) for seed in arm.stages):
-        found.append("best on test: selected by the split that is reported")
-    return tuple(dict.fromkeys(found))
+        texts.append("best on test: selected by the split that is reported")
+    return tuple(dict.fromkeys(texts))
 
 
-def _told(results: Mapping[str, Any]) -> list[str]:
-    """What a run says of itself."""
+def _stated_reasons(results: Mapping[str, Any]) -> list[str]:
+    """Why a run says of itself that it is not reportable."""
     why = results.get("not_reportable_because") or results.get("reasons") or []
     why = [why] if isinstance(why, str) else [str(reason) for reason in why]
     return why if results.get("reportable") is False else []
 
 
 def _best_on_test(outcomes: Outcomes, arm: PlannedArm, seed: int) -> bool:
-    own, scoring = outcomes.own(arm, seed).stage, outcomes.stages[arm.stages[seed]["evaluate"]].stage
-    if own.recipe is None or own.recipe.select != "best" or "minival" not in own.data:
+    """Whether the best checkpoint was selected on the images that the evaluation scores."""
+    last, scoring = outcomes.last_stage(arm, seed).stage, outcomes.stages[arm.stages[seed]["evaluate"]].stage
+    if last.recipe is None or last.recipe.select != "best" or "minival" not in last.data:
         return False
-    return own.data["minival"].identity == scoring.data["val"].identity
+    return last.data["minival"].identity == scoring.data["val"].identity
 
 
 def _is_varied(key: str, arms: Sequence[PlannedArm], outcomes: Outcomes) -> bool:
     """Whether the study's arms set this key themselves, not all to the same value."""
     names = SAME_MEANING.get(key, (key.replace(" ", "_"),))
-    return len({_set(arm, names) for arm in outcomes.plan.study.arms}) > 1
+    return len({_own_values(arm, names) for arm in outcomes.plan.study.arms}) > 1
 
 
-def _set(arm: StudyArm, names: Sequence[str]) -> str:
-    """What an arm of a study says of these values itself."""
-    own = [(address, value) for address, value in arm.set.items() if address.split(".")[-1] in names]
-    return str([*sorted(own), *(getattr(arm, name) for name in names if hasattr(arm, name))])
+def _own_values(arm: StudyArm, names: Sequence[str]) -> str:
+    """What an arm of a study itself sets these values to."""
+    assigned = [(address, value) for address, value in arm.set.items() if address.split(".")[-1] in names]
+    return str([*sorted(assigned), *(getattr(arm, name) for name in names if hasattr(arm, name))])
 
 
-def _key(name: str, known: Sequence[str]) -> str:
+def _protocol_key(name: str, keys: Sequence[str]) -> str:
     """The protocol key that a person means; BenchError offers the nearest."""
-    plain = {key.replace(" ", "-"): key for key in known}
-    asked = name.strip().lower().replace(" ", "-").replace("_", "-")
-    if asked not in plain:
-        raise unknown("protocol key", name, plain)
-    return plain[asked]
+    dashed = {key.replace(" ", "-"): key for key in keys}
+    own = name.strip().lower().replace(" ", "-").replace("_", "-")
+    if own not in dashed:
+        raise unknown("protocol key", name, dashed)
+    return dashed[own]

@@ -1,4 +1,4 @@
-"""How scores and losses moved during training, as pandas frames ready to be drawn."""
+"""Training curves of scores and losses, as pandas frames ready to be drawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.reporting.analysis.outcomes import Held, Outcomes, label_of
+from bench.reporting.analysis.outcomes import Outcomes, StageRun, label_of
 from bench.runs import reference_curves
 
 AXES = {  # column: what it means, for the axis of a figure
@@ -38,24 +38,25 @@ def convergence(outcomes: Outcomes) -> pd.DataFrame:
     """The headline metric on `val` during the last stage of every finished seed, in long form.
 
     columns: task, arm, label, seed, step, epoch and images_own of the last stage; images, seconds, flops and
-    device_hours with all upstream stages, not-a-number after weights from outside; value.
-    Operations include those of teacher and tokenizer.
+    device_hours with all upstream stages, not-a-number after pretrained weights; value.
+    FLOPs include those of teacher and tokenizer.
     """
     rows = []
     for arm in outcomes.arms.values():
-        unknown = float("nan") if outcomes.outside(arm.planned) else 0.0  # what weights from outside took
-        for outcome in arm.seeds:
-            own, upstream = outcomes.own(arm.planned, outcome.seed), outcomes.upstream(arm.planned, outcome.seed)
-            before = {fact: unknown + sum(held.number(fact) for held in upstream) for fact in FACTS}
-            flops = own.number("flops") / own.number("images")
-            devices = own.number("device_seconds") / own.number("seconds")
-            names = (arm.planned.task, arm.planned.id, label_of(arm.planned), outcome.seed)
+        # nobody counted what the training of pretrained weights took: NaN makes every sum with it unknown
+        base = float("nan") if outcomes.pretrained_weights(arm.planned) else 0.0
+        for result in arm.seeds:
+            last, upstream = outcomes.last_stage(arm.planned, result.seed), outcomes.upstream(arm.planned, result.seed)
+            before = {fact: base + sum(run.number(fact) for run in upstream) for fact in FACTS}
+            flops = last.number("flops") / last.number("images")
+            devices = last.number("device_seconds") / last.number("seconds")
+            names = (arm.planned.task, arm.planned.id, label_of(arm.planned), result.seed)
             rows += [
                 (*names, record.step, record.epoch, record.images, before["images"] + record.images,
                  before["seconds"] + record.seconds, before["flops"] + flops * record.images,
                  (before["device_seconds"] + devices * record.seconds) / SECONDS_PER_HOUR, record.value)
-                for record in own.records()
-                if (record.split, record.metric) == ("val", arm.planned.metric) and own.stage.task == arm.planned.task
+                for record in last.records()
+                if (record.split, record.metric) == ("val", arm.planned.metric) and last.stage.task == arm.planned.task
             ]  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -66,50 +67,59 @@ def pretraining(outcomes: Outcomes) -> pd.DataFrame:
     columns: stage ('beit pretrain'), seed, metric, step, epoch, value. A stage that several arms share stands once.
     """
     rows = []
-    for held in outcomes.stages.values():
-        if held.stage.kind not in ("tokenizer", "pretrain") or held.state != "done":
+    for run in outcomes.stages.values():
+        if run.stage.kind not in ("tokenizer", "pretrain") or run.state != "done":
             continue
         rows += [
-            (_stage_name(held), held.stage.seed, record.metric, record.step, record.epoch, record.value)
-            for record in held.records()
+            (_stage_name(run), run.stage.seed, record.metric, record.step, record.epoch, record.value)
+            for record in run.records()
             if record.split == "train" and (record.metric == "loss" or record.metric.endswith("accuracy"))
         ]
     return pd.DataFrame(rows, columns=["stage", "seed", "metric", "step", "epoch", "value"])
 
 
 def references(outcomes: Outcomes) -> pd.DataFrame:
-    """What others saw of these stages; columns stage, metric, epoch, value, low, high, source, conditions."""
-    rows = reference_curves.read(reference_curves.default_path())
-    found = {
-        (_stage_name(held), metric, one.epoch, one.value, one.low, one.high, one.source, one.conditions): None
-        for held in outcomes.stages.values()
-        for metric, several in reference_curves.of_stage(held.stage, rows).items()
-        for one in several
+    """Reference curves of these stages; columns stage, metric, epoch, value, low, high, source, conditions."""
+    published = reference_curves.read(reference_curves.default_path())
+    rows = {  # a dict: seeds of one stage have the same reference, which stands once
+        (
+            _stage_name(run),
+            metric,
+            point.epoch,
+            point.value,
+            point.low,
+            point.high,
+            point.source,
+            point.conditions,
+        ): None
+        for run in outcomes.stages.values()
+        for metric, points in reference_curves.of_stage(run.stage, published).items()
+        for point in points
     }
     columns = ["stage", "metric", "epoch", "value", "low", "high", "source", "conditions"]
-    return pd.DataFrame(list(found), columns=columns)
+    return pd.DataFrame(list(rows), columns=columns)
 
 
 def deviations(outcomes: Outcomes) -> list[str]:
-    """A sentence for every run that ended far from what others saw."""
-    rows = reference_curves.read(reference_curves.default_path())
+    """A sentence for every run that ended far from its reference curve."""
+    published = reference_curves.read(reference_curves.default_path())
     return [
-        f"{held.name}: {text}"
-        for held in outcomes.stages.values()
-        if reference_curves.of_stage(held.stage, rows) and held.state == "done"
-        for text in reference_curves.last_deviations(held.stage, _trained(held), rows)
+        f"{run.name}: {text}"
+        for run in outcomes.stages.values()
+        if reference_curves.of_stage(run.stage, published) and run.state == "done"
+        for text in reference_curves.last_deviations(run.stage, _training_values(run), published)
     ]
 
 
-def _trained(held: Held) -> Iterator[tuple[str, float, float]]:
+def _training_values(run: StageRun) -> Iterator[tuple[str, float, float]]:
     """Metric, epoch and value of all that was recorded on training data."""
-    records = (record for record in held.records() if record.split == "train")
+    records = (record for record in run.records() if record.split == "train")
     return ((record.metric, record.epoch, record.value) for record in records)
 
 
-def _stage_name(held: Held) -> str:
-    variant = f":{held.stage.variant}" if held.stage.variant else ""
-    return f"{held.stage.method}{variant} {held.stage.kind}"
+def _stage_name(run: StageRun) -> str:
+    variant = f":{run.stage.variant}" if run.stage.variant else ""
+    return f"{run.stage.method}{variant} {run.stage.kind}"
 
 
 def band(curve: pd.DataFrame, axis: str) -> Band:

@@ -1,4 +1,4 @@
-"""Numbered notes under the tables: where a stage departs from its method's published recipe."""
+"""Departures from the published recipes, as numbered notes under the tables."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def departures(outcomes: Outcomes) -> Notes:
     numbers: dict[str, int] = {}
     of_arm = {}
     for arm in outcomes.plan.arms:
-        texts = [_note(stage) for stage in _trained(outcomes, arm) if stage.departures]
+        texts = [_note(stage) for stage in _training_stages(outcomes, arm) if stage.departures]
         of_arm[arm.id] = tuple(dict.fromkeys(numbers.setdefault(text, len(numbers) + 1) for text in texts))
     return Notes(tuple(numbers), of_arm)
 
 
-def differing(outcomes: Outcomes, task: str) -> list[dict[str, str]]:
+def differing_values(outcomes: Outcomes, task: str) -> list[dict[str, str]]:
     """Values of models and recipes in which arms of a task that have them differ: a row per value, a column per arm."""
     arms = [arm for arm in outcomes.plan.arms if arm.task == task]
     values = [_values(outcomes, arm) for arm in arms]
@@ -43,12 +43,12 @@ def differing(outcomes: Outcomes, task: str) -> list[dict[str, str]]:
 
 
 def _values(outcomes: Outcomes, arm: PlannedArm) -> dict[str, str]:
-    """'last stage.lr' -> '0.001': of all stages of an arm's first seed that train, in their order."""
-    *before, own = _trained(outcomes, arm)
-    found = {"stages": ", ".join(stage.kind for stage in (*before, own))}
-    for name, stage in [*((stage.kind, stage) for stage in before), ("last stage", own)]:
-        found |= {f"{name}: {key}": _value(value) for key, value in _settings(stage).items()}
-    return found
+    """'last stage: lr' -> '0.001': of all training stages of an arm's first seed, in their order."""
+    *upstream, last = _training_stages(outcomes, arm)
+    values = {"stages": ", ".join(stage.kind for stage in (*upstream, last))}
+    for name, stage in [*((stage.kind, stage) for stage in upstream), ("last stage", last)]:
+        values |= {f"{name}: {key}": _value(value) for key, value in _settings(stage).items()}
+    return values
 
 
 def _settings(stage: Stage) -> dict[str, Any]:
@@ -57,11 +57,10 @@ def _settings(stage: Stage) -> dict[str, Any]:
     return {**stage.model.model_dump(mode="json"), **recipe, **stage.options}
 
 
-def _trained(outcomes: Outcomes, arm: PlannedArm) -> list[Stage]:
-    """Stages of an arm's first seed that train something, in their order; other seeds depart in the same way."""
+def _training_stages(outcomes: Outcomes, arm: PlannedArm) -> list[Stage]:
+    """The training stages of an arm's first seed, in their order; other seeds depart in the same way."""
     seed = min(arm.stages)
-    own, upstream = outcomes.own(arm, seed), outcomes.upstream(arm, seed)
-    return [held.stage for held in (*upstream, own)]
+    return [run.stage for run in (*outcomes.upstream(arm, seed), outcomes.last_stage(arm, seed))]
 
 
 def _note(stage: Stage) -> str:

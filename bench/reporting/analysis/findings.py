@@ -1,19 +1,26 @@
-"""All that a report says, computed from the runs before anything is laid out."""
+"""Findings of a study: everything that a report says, computed from the runs before anything is laid out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from bench.config.stage import Plan
 from bench.reporting import published
-from bench.reporting.analysis import certainty, claims, convergence, curves, tables
-from bench.reporting.analysis import disagreement as flips
-from bench.reporting.analysis import reproduction as verdicts
-from bench.reporting.analysis import summary as answer
+from bench.reporting.analysis import (
+    certainty,
+    claims,
+    convergence,
+    curves,
+    disagreement,
+    reproduction,
+    summary,
+    tables,
+)  # fmt: skip
 from bench.reporting.analysis.claims import Evidence
 from bench.reporting.analysis.comparability import Guard
 from bench.reporting.analysis.comparisons import Comparison, compare_arms
@@ -24,8 +31,9 @@ from bench.reporting.analysis.provenance import Provenance, provenance
 from bench.reporting.published import Published
 
 
-class Findings(NamedTuple):
-    """Numbers, sentences and sources of a study."""
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Numbers, sentences and sources of a study. Names of frames are keys of report.json."""
 
     outcomes: Outcomes
     comparisons: list[Comparison]  # one for every task, in the order of the plan
@@ -40,12 +48,12 @@ class Findings(NamedTuple):
     stability: pd.DataFrame  # certainty.stability
     variance: pd.DataFrame  # certainty.variance
     detectable: pd.DataFrame  # certainty.detectable
-    calibration: pd.DataFrame  # flips.calibration
-    classes: pd.DataFrame  # flips.classes
-    agreement: pd.DataFrame  # flips.agreement
+    calibration: pd.DataFrame  # disagreement.calibration
+    classes: pd.DataFrame  # disagreement.classes
+    agreement: pd.DataFrame  # disagreement.agreement
     flips: list[Flips]
-    fingerprints: pd.DataFrame  # guard.Guard.frame
-    verdicts: pd.DataFrame  # verdicts.verdicts
+    fingerprints: pd.DataFrame  # comparability.Guard.frame
+    verdicts: pd.DataFrame  # reproduction.verdicts
     claims: list[Evidence]
     convergence: pd.DataFrame  # curves.convergence
     levels: pd.DataFrame  # convergence.levels
@@ -54,14 +62,14 @@ class Findings(NamedTuple):
     matched: pd.DataFrame  # convergence.matched
     pareto: pd.DataFrame  # convergence.pareto
     reference_curves: pd.DataFrame  # curves.references
-    deviations: list[str]  # runs that are far from what others saw
+    deviations: list[str]  # runs far from their reference curves
 
 
-def find(plan: Plan, results: Path, allow: Sequence[str] = ()) -> Findings:
-    """Read the runs of `plan` under `results` and work out what they say.
+def analyse(plan: Plan, results: Path, allow: Sequence[str] = ()) -> Findings:
+    """Read the runs of `plan` under `results` and compute the findings.
 
-    allow: protocol keys that may differ between rows that are subtracted. BenchError for a claim that names no arm,
-    a link to no published row, or a key that there is not.
+    allow: protocol keys that may differ between arms that are subtracted. BenchError for a claim about an arm that the
+    study does not have, a link to no published row, or an unknown key.
     """
     outcomes = Outcomes(plan, results)
     guard, notes = Guard(outcomes, allow), departures(outcomes)
@@ -78,11 +86,11 @@ def find(plan: Plan, results: Path, allow: Sequence[str] = ()) -> Findings:
         table=table,
         extra=tables.extra(outcomes),
         published=_published(comparisons, outcomes, rows),
-        answer={comparison.task: answer.of_task(comparison, table) for comparison in comparisons},
-        limits=answer.limits(outcomes, comparisons, table, guard),
+        answer={comparison.task: summary.of_task(comparison, table) for comparison in comparisons},
+        limits=summary.limits(outcomes, comparisons, table, guard),
         provenance=provenance(outcomes),
         claims=evidence,
-        verdicts=verdicts.verdicts(outcomes, comparisons, guard, rows),
+        verdicts=reproduction.verdicts(outcomes, comparisons, guard, rows),
         fingerprints=guard.frame(),
         **_certainty(outcomes, guard, comparisons),
         **_convergence(outcomes),
@@ -90,30 +98,30 @@ def find(plan: Plan, results: Path, allow: Sequence[str] = ()) -> Findings:
 
 
 def _certainty(outcomes: Outcomes, guard: Guard, comparisons: list[Comparison]) -> dict[str, Any]:
-    """How far the table can be trusted, and where the arms differ."""
+    """Uncertainty of the scores, and where the arms disagree."""
     return {
         "measures": certainty.measures(outcomes, guard, comparisons),
         "stability": certainty.stability(comparisons),
         "variance": certainty.variance(comparisons),
         "detectable": certainty.detectable(comparisons),
-        "calibration": flips.calibration(outcomes),
-        "classes": flips.classes(comparisons),
-        "agreement": flips.agreement(comparisons),
-        "flips": flips.flips(comparisons),
+        "calibration": disagreement.calibration(outcomes),
+        "classes": disagreement.classes(comparisons),
+        "agreement": disagreement.agreement(comparisons),
+        "flips": disagreement.flips(comparisons),
     }
 
 
 def _convergence(outcomes: Outcomes) -> dict[str, Any]:
-    """Curves in numbers, and beside those of others."""
-    curve = curves.convergence(outcomes)
-    paths = convergence.paths(curve, outcomes)
+    """Convergence in numbers, and beside the reference curves."""
+    frame = curves.convergence(outcomes)
+    arms = convergence.arm_curves(frame, outcomes)
     return {
-        "convergence": curve,
-        "levels": convergence.levels(paths, outcomes.plan.study.levels),
-        "area": convergence.areas(paths),
-        "crossings": convergence.crossings(paths),
-        "matched": convergence.matched(paths),
-        "pareto": convergence.pareto(paths),
+        "convergence": frame,
+        "levels": convergence.levels(arms, outcomes.plan.study.levels),
+        "area": convergence.areas(arms),
+        "crossings": convergence.crossings(arms),
+        "matched": convergence.matched(arms),
+        "pareto": convergence.pareto(arms),
         "reference_curves": curves.references(outcomes),
         "deviations": curves.deviations(outcomes),
     }

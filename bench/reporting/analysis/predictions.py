@@ -1,4 +1,4 @@
-"""What an evaluation stored of every image: predictions.parquet, read as far as a comparison needs it.
+"""Stored predictions of an evaluation, image by image: the columns of predictions.parquet that a comparison needs.
 
 Letters: N images, C classes.
 """
@@ -20,7 +20,7 @@ HEADS, AVERAGED = "prediction_", "correct_ema"
 
 
 class ImageRows(NamedTuple):
-    """Images by id, sorted. hits, totals (N, C) make the headline score; the others stand where they were stored.
+    """Per-image results, sorted by id. hits, totals (N, C) make the headline score; the others only if stored.
 
     measures: right answers (N,) by name of the score they make: top1_ema, top1_HEAD.
     confidence: highest probability (N,).
@@ -39,7 +39,7 @@ def read(path: Path, metric: str) -> ImageRows:
     needed = ["id", "correct"] if metric == "top1" else ["id", "intersect", "union"]
     try:
         with pq.ParquetFile(path) as file:  # opened once; pandas would open it again, at twice the time
-            columns = [*needed, *_further(file.schema_arrow.names, metric)]
+            columns = [*needed, *_optional(file.schema_arrow.names, metric)]
             frame = file.read(columns=columns, use_threads=False).to_pandas()[columns]
     except (OSError, ValueError, KeyError) as error:
         raise BenchError(f"{path.name} cannot be read: {type(error).__name__}") from None
@@ -56,21 +56,21 @@ def read(path: Path, metric: str) -> ImageRows:
 
 
 def neighbours(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Right answers of a probe's nearest neighbours on these images, as the measure knn_top1; {} without the file."""
+    """Right answers of a probe's k-nearest-neighbour classifier on these images, as knn_top1; {} without the file."""
     if not path.exists():
         return {}
     frame = pd.read_parquet(path, columns=["id", "correct"])
     frame = frame.assign(id=frame["id"].astype(str)).set_index("id")
-    known = frame.index.is_unique and set(ids) <= set(frame.index)
-    return {"knn_top1": frame.loc[list(ids), "correct"].to_numpy(np.float64)} if known else {}
+    usable = frame.index.is_unique and set(ids) <= set(frame.index)
+    return {"knn_top1": frame.loc[list(ids), "correct"].to_numpy(np.float64)} if usable else {}
 
 
-def _further(there: list[str], metric: str) -> list[str]:
-    """Columns that are not needed for the headline score, of those that are there."""
+def _optional(stored: list[str], metric: str) -> list[str]:
+    """The stored columns that further scores are made from, beside the headline score."""
     if metric != "top1":
         return []
-    heads = [name for name in there if name.startswith(HEADS) and not name.endswith("_ema")]
-    return [name for name in ("label", "confidence", AVERAGED, *heads) if name in there]
+    heads = [name for name in stored if name.startswith(HEADS) and not name.endswith("_ema")]
+    return [name for name in ("label", "confidence", AVERAGED, *heads) if name in stored]
 
 
 def _confidence(frame: pd.DataFrame) -> NDArray[np.float64] | None:
@@ -78,7 +78,7 @@ def _confidence(frame: pd.DataFrame) -> NDArray[np.float64] | None:
 
 
 def _measures(frame: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-    found = {"top1_ema": frame[AVERAGED].to_numpy(np.float64)} if AVERAGED in frame else {}
+    averaged = {"top1_ema": frame[AVERAGED].to_numpy(np.float64)} if AVERAGED in frame else {}
     heads = [name for name in frame.columns if str(name).startswith(HEADS)]
     right = {f"top1_{name.removeprefix(HEADS)}": frame[name] == frame["label"] for name in heads if "label" in frame}
-    return found | {name: one.to_numpy(np.float64) for name, one in right.items()}
+    return averaged | {name: column.to_numpy(np.float64) for name, column in right.items()}

@@ -1,4 +1,4 @@
-"""Where the numbers come from: every stage with its state and what it was computed with, every start, all data."""
+"""Provenance: every stage with its state and environment, every attempt at a run, all data."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any, NamedTuple
 
 from bench.errors import BenchError
 from bench.files import read_json
-from bench.reporting.analysis.outcomes import Held, Outcomes, environment
+from bench.reporting.analysis.outcomes import Outcomes, StageRun, environment
 from bench.reporting.formatting import NO_VALUE, amount, escaped
 from bench.runs.run import Run
 from bench.runs.store import all_runs
 
-ENDS = ("interrupted", "failed", "done")  # events of attempts.jsonl with which a start ends
+ENDS = ("interrupted", "failed", "done")  # events of attempts.jsonl that end an attempt
 LONGEST_ERROR = 200
 
 
 class Provenance(NamedTuple):
-    """Different environments, numbered from 1 in the order of the plan, and a row for every stage, start and split."""
+    """Different environments, numbered from 1 in the order of the plan, and a row per stage, split and attempt.
+
+    The fields are the keys of report.json.
+    """
 
     environments: tuple[dict[str, Any], ...]
     stages: tuple[dict[str, Any], ...]
@@ -30,20 +33,21 @@ def provenance(outcomes: Outcomes) -> Provenance:
     """The facts of all planned stages, also of those that failed or never ran."""
     environments: list[dict[str, Any]] = []
     stages, attempts = [], []
-    for held in outcomes.stages.values():
-        facts = _facts(environment(held))
+    for stage_run in outcomes.stages.values():
+        facts = _facts(environment(stage_run))
         if facts and facts not in environments:
             environments.append(facts)
-        starts = list(_attempts(held.run))
-        stages.append({**_stage(held, environments.index(facts) + 1 if facts else None), "starts": len(starts)})
-        attempts += starts
+        own = list(_attempts(stage_run.run))
+        number = environments.index(facts) + 1 if facts else None
+        stages.append({**_stage(stage_run, number), "starts": len(own)})
+        attempts += own
     return Provenance(
         tuple(environments), tuple(stages), tuple(_data(outcomes)), tuple(attempts), tuple(_others(outcomes))
     )
 
 
 def _attempts(run: Run) -> Iterator[dict[str, Any]]:
-    """Every time that work on a run was started, and how that ended; 'unknown' where nobody could say."""
+    """Every attempt at a run and how it ended; 'unknown' where no event says so."""
     try:
         events = run.attempts()
     except (OSError, ValueError):
@@ -54,65 +58,65 @@ def _attempts(run: Run) -> Iterator[dict[str, Any]]:
             start += 1
             after = events[place + 1] if place + 1 < len(events) else {}
             ended = after["event"] if after.get("event") in ENDS else "unknown"
-            told = str(after.get("error") or "").strip().splitlines()
-            error = told[0] if told and ended == "failed" else ""
+            lines = str(after.get("error") or "").strip().splitlines()
+            error = lines[0] if lines and ended == "failed" else ""
             yield {"folder": run.root.name, "start": start, "device": str(event.get("device", "")), "ended": ended,
                    "processes": event.get("processes"), "error": error}  # fmt: skip
 
 
 def _data(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Every split that a stage learned from or was scored on, once."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for held in outcomes.stages.values():
-        for role, data in held.stage.data.items():
+    """Every split that a stage trained on or was scored on, once."""
+    splits: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for run in outcomes.stages.values():
+        for role, data in run.stage.data.items():
             row = {"dataset": data.dataset, "split": data.split, "images": data.images, "identity": data.identity,
                    "manifest": data.manifest, "labels": data.labels, "shortfall": data.shortfall}  # fmt: skip
-            roles = found.setdefault(tuple(row.values()), {**row, "roles": []})["roles"]
-            used = f"{held.stage.kind} {role}"
-            roles += [] if used in roles else [used]
-    return list(found.values())
+            roles = splits.setdefault(tuple(row.values()), {**row, "roles": []})["roles"]
+            use = f"{run.stage.kind} {role}"
+            roles += [] if use in roles else [use]
+    return list(splits.values())
 
 
 def _others(outcomes: Outcomes) -> Iterator[dict[str, Any]]:
-    """Runs that lie beside those of the plan and are of its methods and tasks: what else was tried."""
-    planned = {held.stage.folder for held in outcomes.stages.values()}
-    asked = {(held.stage.method, held.stage.task) for held in outcomes.stages.values()}
+    """Runs beside those of the plan, of its methods and tasks: what else was tried."""
+    planned = {run.stage.folder for run in outcomes.stages.values()}
+    pairs = {(run.stage.method, run.stage.task) for run in outcomes.stages.values()}
     for run in all_runs(outcomes.results):
         if run.root.name in planned:
             continue
         try:
             stage, state = read_json(run.path("stage.json"))["stage"], run.status().state
-            if (stage["method"], stage["task"]) in asked:
+            if (stage["method"], stage["task"]) in pairs:
                 names = ("kind", "method", "variant", "task", "seed")
                 yield {"folder": run.root.name, **{name: stage[name] for name in names}, "state": state}
-        except (BenchError, KeyError, TypeError):
+        except (BenchError, KeyError, TypeError):  # a damaged run of another study does not concern this report
             continue
 
 
-def _stage(held: Held, number: int | None) -> dict[str, Any]:
-    stage = held.stage
+def _stage(run: StageRun, number: int | None) -> dict[str, Any]:
+    stage = run.stage
     return {
         "folder": stage.folder,
-        "key": held.key,
+        "key": run.key,
         "kind": stage.kind,
         "weights_from_outside": stage.start.name if stage.start else "",
         "method": stage.method,
         "variant": stage.variant,
         "task": stage.task,
         "seed": stage.seed,
-        "state": held.state,
-        "error": held.error,
-        "steps": held.results.get("steps"),
-        "seconds": held.results.get("seconds"),
+        "state": run.state,
+        "error": run.error,
+        "steps": run.results.get("steps"),
+        "seconds": run.results.get("seconds"),
         "environment": number,
     }
 
 
-def _facts(found: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(environment: Mapping[str, Any]) -> dict[str, Any]:
     """What of an environment bears on numbers and speed; neither times nor names of machines and folders."""
-    git = found.get("git") or {}
-    kept = {name: found[name] for name in ("bench", "python", "packages", "cpu", "cores", "devices") if found.get(name)}
-    return {"commit": git.get("commit"), "dirty": git.get("dirty"), **kept} if kept or git else {}
+    git, names = environment.get("git") or {}, ("bench", "python", "packages", "cpu", "cores", "devices")
+    facts = {name: environment[name] for name in names if environment.get(name)}
+    return {"commit": git.get("commit"), "dirty": git.get("dirty"), **facts} if facts or git else {}
 
 
 def environment_line(facts: Mapping[str, Any]) -> str:
@@ -129,8 +133,8 @@ def environment_line(facts: Mapping[str, Any]) -> str:
     )
 
 
-def stage_rows(found: Provenance) -> list[dict[str, str]]:
-    """The stages for people."""
+def stage_rows(sources: Provenance) -> list[dict[str, str]]:
+    """The stages as text, for a table."""
     return [
         {
             "folder": f"`{row['folder']}`",
@@ -145,12 +149,12 @@ def stage_rows(found: Provenance) -> list[dict[str, str]]:
             else f"[{row['environment']}](#environment-{row['environment']})",
             "starts": str(row["starts"]),
         }
-        for row in found.stages
+        for row in sources.stages
     ]  # fmt: skip
 
 
-def data_rows(found: Provenance) -> list[dict[str, str]]:
-    """The data for people."""
+def data_rows(sources: Provenance) -> list[dict[str, str]]:
+    """The data as text, for a table."""
     return [
         {
             "data": escaped(f"{row['dataset']}/{row['split']}"),
@@ -160,12 +164,12 @@ def data_rows(found: Provenance) -> list[dict[str, str]]:
             "left out": escaped(row["shortfall"], LONGEST_ERROR) or "none",
             "used by": escaped(", ".join(row["roles"]), LONGEST_ERROR),
         }
-        for row in found.data
+        for row in sources.data
     ]
 
 
-def attempt_rows(found: Provenance) -> list[dict[str, str]]:
-    """The starts for people."""
+def attempt_rows(sources: Provenance) -> list[dict[str, str]]:
+    """The attempts as text, for a table."""
     return [
         {
             "folder": f"`{row['folder']}`",
@@ -175,18 +179,18 @@ def attempt_rows(found: Provenance) -> list[dict[str, str]]:
             "processes": NO_VALUE if row["processes"] is None else str(row["processes"]),
             "error": escaped(row["error"], LONGEST_ERROR) or NO_VALUE,
         }
-        for row in found.attempts
+        for row in sources.attempts
     ]
 
 
-def other_rows(found: Provenance) -> list[dict[str, str]]:
-    """The runs outside the study for people."""
+def other_rows(sources: Provenance) -> list[dict[str, str]]:
+    """The runs outside the study as text, for a table."""
     return [
         {
             "folder": f"`{row['folder']}`", "stage": escaped(str(row["kind"])), "method": escaped(_method(row)),
             "task": escaped(str(row["task"])), "seed": str(row["seed"]), "state": row["state"],
         }
-        for row in found.others
+        for row in sources.others
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The answer in plain sentences. Every sentence is made from numbers of the report; none is written by hand."""
+"""Summary of a study in plain sentences, each of them generated from numbers of the report."""
 
 from __future__ import annotations
 
@@ -47,23 +47,25 @@ def _deviation(score: Score) -> str:
 def _against(comparison: Comparison, ranked: Sequence[Score]) -> list[str]:
     """The best arm against each of the others: first those it cannot be told apart from."""
     best, *others = ranked
-    found = [(other, comparison.between(best.arm.planned.id, other.arm.planned.id)) for other in others]
-    alike = [_name(other) for other, one in found if not one.told_apart and not one.conflicts]
+    pairs = [(other, comparison.between(best.arm.planned.id, other.arm.planned.id)) for other in others]
+    alike = [_name(other) for other, pair in pairs if not pair.told_apart and not pair.conflicts]
     sentences = [f"{_name(best)} cannot be told apart from {listed(alike)}."] if alike else []
-    sentences += [_difference(other, one, comparison) for other, one in found]
+    sentences += [_difference(other, pair, comparison) for other, pair in pairs]
     if len(ranked) > 1:
-        sentences.append(f"{_name(best)} is first in {100 * best.first:.0f} of 100 draws of images and trainings.")
+        share = f"{100 * best.probability_best:.0f} of 100 draws of images and trainings"
+        sentences.append(f"{_name(best)} is first in {share}.")
     return sentences
 
 
-def _difference(other: Score, found: Difference, comparison: Comparison) -> str:
-    if found.conflicts:
-        return f"Against {_name(other)}: not comparable ({escaped('; '.join(found.conflicts), 400)})."
-    low, high = found.interval
-    tests = sum(not one.conflicts for one in comparison.differences)
+def _difference(other: Score, difference: Difference, comparison: Comparison) -> str:
+    if difference.conflicts:
+        return f"Against {_name(other)}: not comparable ({escaped('; '.join(difference.conflicts), 400)})."
+    low, high = difference.interval
+    tests = sum(not pair.conflicts for pair in comparison.differences)
     return (
-        f"{points(found.value)} points over {_name(other)} (95 % interval {points(low)} to {points(high)}, "
-        f"{p_value(found.p_adjusted)} after Holm's correction for {tests} comparisons): {MEANING[found.verdict]}."
+        f"{points(difference.value)} points over {_name(other)} (95 % interval {points(low)} to {points(high)}, "
+        f"{p_value(difference.p_adjusted)} after Holm's correction for {tests} comparisons): "
+        f"{MEANING[difference.verdict]}."
     )
 
 
@@ -100,7 +102,7 @@ def _seeds(comparison: Comparison) -> list[str]:
     """How often arms were trained, and what follows from it for methods."""
     if not comparison.scores:
         return []
-    task, noise = escaped(comparison.task), comparison.noise
+    task, noise = escaped(comparison.task), comparison.seed_noise
     once = [score for score in comparison.scores if score.design.scope == "weights"]
     if len(once) == len(comparison.scores) or noise is None:
         return [
@@ -113,15 +115,17 @@ def _seeds(comparison: Comparison) -> list[str]:
     few = f" With {fewest} seeds per arm this spread is itself known only roughly." if 1 < fewest < 5 else ""
     return [
         f"{task}: training again with another seed moves a score by about {noise.sd:.2f} points (standard deviation "
-        f"pooled over arms, {noise.freedom} degrees of freedom){between}.{few}",
+        f"pooled over arms, {noise.df} degrees of freedom){between}.{few}",
         *_narrow(comparison, once),
     ]
 
 
 def _narrow(comparison: Comparison, once: Sequence[Score]) -> list[str]:
     """Arms whose differences say nothing about their method."""
-    told = [f"{_name(score)} was trained once: its differences are of these weights, not of methods." for score in once]
-    return told + [
+    sentences = [
+        f"{_name(score)} was trained once: its differences are of these weights, not of methods." for score in once
+    ]
+    return sentences + [
         f"{_name(score)} rests on {score.design.sentence}; its differences are of this pretraining, not of the method."
         for score in comparison.scores
         if score.design.scope == "fine-tunings"
@@ -129,10 +133,10 @@ def _narrow(comparison: Comparison, once: Sequence[Score]) -> list[str]:
 
 
 def _shared(outcomes: Outcomes) -> list[str]:
-    """Stages that all seeds of an arm start from: their luck is the same in every seed."""
+    """Stages that all seeds of an arm share: their effect is the same in every seed, so the spread lacks it."""
     shared: dict[str, list[str]] = {}
     for arm in outcomes.arms.values():
-        chains = [{held.key for held in outcomes.upstream(arm.planned, outcome.seed)} for outcome in arm.seeds]
+        chains = [{run.key for run in outcomes.upstream(arm.planned, result.seed)} for result in arm.seeds]
         common = set.intersection(*chains) if len(chains) > 1 else set()
         kinds = sorted({outcomes.stages[key].stage.kind for key in common})
         if kinds:
@@ -168,6 +172,6 @@ def _not_reportable(outcomes: Outcomes, guard: Guard) -> list[str]:
     """Arms that cannot stand beside reportable ones, and why."""
     because: dict[str, list[str]] = {}
     for arm in outcomes.plan.arms:
-        if told := guard.reasons[arm.id]:
-            because.setdefault(escaped("; ".join(told), 400), []).append(escaped(label_of(arm)))
+        if reasons := guard.reasons[arm.id]:
+            because.setdefault(escaped("; ".join(reasons), 400), []).append(escaped(label_of(arm)))
     return [f"Not reportable: {listed(list(dict.fromkeys(names)))} ({why})." for why, names in because.items()]

@@ -12,7 +12,7 @@ import pandas as pd
 from bench.config.stage import PlannedArm
 from bench.reporting.analysis.comparisons import MEANING, Comparison, Difference, Score
 from bench.reporting.analysis.departures import Notes
-from bench.reporting.analysis.outcomes import Held, Outcomes, ScoredArm, label_of
+from bench.reporting.analysis.outcomes import Outcomes, ScoredArm, StageRun, label_of
 from bench.reporting.formatting import ALIKE, MINUS, NO_VALUE, PLUS_MINUS, amount, escaped, metric_name, p_value, points
 
 SECONDS_PER_HOUR = 3600.0
@@ -24,10 +24,10 @@ def main(outcomes: Outcomes, comparisons: Sequence[Comparison], notes: Notes) ->
     """One row per arm and task, with or without a score: what it reached, how sure that is, what it cost."""
     rows = []
     for comparison in comparisons:
-        found = {score.arm.planned.id: score for score in comparison.scores}
+        scores = {score.arm.planned.id: score for score in comparison.scores}
         alike, highest = comparison.like_best(), comparison.highest()
         for arm in outcomes.of_task(comparison.task):
-            score = found.get(arm.planned.id)
+            score = scores.get(arm.planned.id)
             rows.append(
                 {
                     **_names(arm.planned),
@@ -35,10 +35,10 @@ def main(outcomes: Outcomes, comparisons: Sequence[Comparison], notes: Notes) ->
                     **_standing(score),
                     "best": arm.planned.id in highest,
                     "like_best": arm.planned.id in alike,
-                    "starts_from": outcomes.outside(arm.planned),
+                    "starts_from": outcomes.pretrained_weights(arm.planned),
                     **costs(outcomes, arm),
                     "fidelity": arm.planned.fidelity,
-                    "reportable": reportable(outcomes, arm.planned),
+                    "reportable": is_reportable(outcomes, arm.planned),
                     "notes": " ".join(str(number) for number in notes.of_arm[arm.planned.id]),
                 }
             )
@@ -65,13 +65,13 @@ def _score(arm: ScoredArm, score: Score | None, comparison: Comparison) -> dict[
 
 def _standing(score: Score | None) -> dict[str, Any]:
     """On how many independent trainings a score rests, and where it ranks."""
-    retrained = score.retrained if score and score.retrained else (math.nan, math.nan)
+    low, high = score.seeds_interval if score and score.seeds_interval else (math.nan, math.nan)
     return {
         "design": score.design.sentence if score else "",
         "pretrainings": score.design.pretrainings if score else 0,
-        "low_retrained": retrained[0],
-        "high_retrained": retrained[1],
-        "first": score.first if score else math.nan,
+        "low_retrained": low,
+        "high_retrained": high,
+        "first": score.probability_best if score else math.nan,
         "apart": "; ".join(score.not_ranked_because) if score else "",
     }
 
@@ -80,25 +80,30 @@ def costs(outcomes: Outcomes, arm: ScoredArm) -> dict[str, float]:
     """What an arm's training took, mean over its finished seeds; upstream stages count in full for every arm.
 
     images: seen by the network, counted with repetition. device_hours: seconds of training times devices. What counts
-    upstream stages is not-a-number for an arm that goes back to weights from outside.
+    upstream stages is not-a-number for an arm that starts from pretrained weights.
     """
-    chains = [(outcomes.own(arm.planned, s.seed), outcomes.upstream(arm.planned, s.seed)) for s in arm.seeds]
-    learned = [[held for held in upstream if held.stage.kind in LEARNED] for _, upstream in chains]
+    chains = [(outcomes.last_stage(arm.planned, s.seed), outcomes.upstream(arm.planned, s.seed)) for s in arm.seeds]
+    backbones = [[run for run in upstream if run.stage.kind in LEARNED] for _, upstream in chains]
 
-    def mean(values: Callable[[Held, list[Held]], float]) -> float:
-        return float(np.mean([values(own, upstream) for own, upstream in chains])) if chains else math.nan
+    def mean(value: Callable[[StageRun, list[StageRun]], float]) -> float:
+        return float(np.mean([value(last, upstream) for last, upstream in chains])) if chains else math.nan
 
-    before = math.nan if outcomes.outside(arm.planned) else 0.0  # nobody counted what weights from outside took
+    # nobody counted what the training of pretrained weights took: NaN makes every sum with it unknown
+    before = math.nan if outcomes.pretrained_weights(arm.planned) else 0.0
 
-    def each(fact: str, unit: float = 1.0) -> tuple[float, float, float]:
+    def own_known_all(fact: str, unit: float = 1.0) -> tuple[float, float, float]:
         own = mean(lambda last, _: last.number(fact)) / unit
-        known = own + mean(lambda _, upstream: sum(held.number(fact) for held in upstream)) / unit
+        known = own + mean(lambda _, upstream: sum(run.number(fact) for run in upstream)) / unit
         return own, known, known + before
 
-    taken = {"images": each("images"), "device_hours": each("device_seconds", SECONDS_PER_HOUR), "flops": each("flops")}
-    epochs = [sum(held.number("epochs") for held in stages) for stages in learned]
+    taken = {
+        "images": own_known_all("images"),
+        "device_hours": own_known_all("device_seconds", SECONDS_PER_HOUR),
+        "flops": own_known_all("flops"),
+    }
+    epochs = [sum(run.number("epochs") for run in stages) for stages in backbones]
     return {
-        "parameters": mean(lambda own, _: _parameters(own)),
+        "parameters": mean(lambda last, _: _parameters(last)),
         "pretraining_epochs": before + float(np.mean(epochs)) if epochs else math.nan,
         "pretraining_epochs_known": float(np.mean(epochs)) if epochs else math.nan,
         **{
@@ -109,12 +114,12 @@ def costs(outcomes: Outcomes, arm: ScoredArm) -> dict[str, float]:
     }
 
 
-def _parameters(own: Held) -> float:
+def _parameters(last: StageRun) -> float:
     """Of the network that is scored: all that its stage trains, so no teacher; for a probe the frozen trunk too."""
-    return own.number("parameters" if own.stage.kind == "probe" else "trainable")
+    return last.number("parameters" if last.stage.kind == "probe" else "trainable")
 
 
-def reportable(outcomes: Outcomes, arm: PlannedArm) -> bool:
+def is_reportable(outcomes: Outcomes, arm: PlannedArm) -> bool:
     """Whether every stage of the arm saw its data whole: no --limit, no incomplete copy."""
     return not shortfalls(outcomes, arm)
 
@@ -127,10 +132,10 @@ def shortfalls(outcomes: Outcomes, arm: PlannedArm) -> list[str]:
 
 
 def main_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
-    """The rows of `main` for people; bold: best, and the sign for those that cannot be told apart from it."""
+    """The rows of `main` as text; bold: best, and the sign for those that cannot be told apart from it."""
     rows = [_main_row(row) for row in frame.to_dict("records")]
-    kept = [name for name in rows[0] if name not in OPTIONAL or any(row[name] for row in rows)] if rows else []
-    return [{name: row[name] for name in kept} for row in rows]
+    columns = [name for name in rows[0] if name not in OPTIONAL or any(row[name] for row in rows)] if rows else []
+    return [{name: row[name] for name in columns} for row in rows]
 
 
 OPTIONAL = ("not ranked, because",)  # columns that stand only where they say something
@@ -153,7 +158,7 @@ def _main_row(row: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def cost_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
-    """What every arm took, for people: the last stage alone, and all that came before it as well."""
+    """Costs of every arm as text: the last stage alone, and with all upstream stages."""
     return [
         {
             "arm": escaped(row["label"] or row["arm"]),
@@ -169,7 +174,7 @@ def cost_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _cost(row: Mapping[Any, Any], fact: str) -> str:
-    """A cost; that of weights from outside is unknown and said to be."""
+    """A cost; that of pretrained weights is unknown and said to be."""
     if not row["starts_from"] or fact.endswith("_own"):
         return amount(row[fact])
     known = row[f"{fact.removesuffix('_all')}_known"]
@@ -207,11 +212,11 @@ def extra(outcomes: Outcomes) -> pd.DataFrame:
     """Every other score of the evaluations, in long form: task, arm, metric, mean, sd, seeds."""
     rows = []
     for arm in outcomes.arms.values():
-        names = dict.fromkeys(name for outcome in arm.seeds for name in sorted(outcome.metrics))
+        names = dict.fromkeys(name for result in arm.seeds for name in sorted(result.metrics))
         for name in (name for name in names if name != arm.planned.metric):
-            values = [outcome.metrics[name] for outcome in arm.seeds if name in outcome.metrics]
+            values = [result.metrics[name] for result in arm.seeds if name in result.metrics]
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-            label = arm.planned.label or arm.planned.id
+            label = label_of(arm.planned)
             rows.append((arm.planned.task, arm.planned.id, label, name, float(np.mean(values)), sd, len(values)))
     return pd.DataFrame(rows, columns=["task", "arm", "label", "metric", "mean", "sd", "seeds"])
 
@@ -270,35 +275,36 @@ def matrix_rows(comparison: Comparison) -> list[dict[str, str]]:
 ALLOWED = "\u2021"  # behind a difference between rows whose protocols differ, shown all the same
 
 
-def _cell(found: Difference) -> str:
-    if found.conflicts:
-        return f"not comparable: {escaped('; '.join(found.conflicts), LONGEST_REASON)}"
-    low, high = found.interval
-    text = f"{points(found.value)} [{points(low)}, {points(high)}]{ALLOWED if found.allowed else ''}"
-    return f"**{text}**" if found.told_apart else f"{text} {ALIKE}"
+def _cell(difference: Difference) -> str:
+    if difference.conflicts:
+        return f"not comparable: {escaped('; '.join(difference.conflicts), LONGEST_REASON)}"
+    low, high = difference.interval
+    text = f"{points(difference.value)} [{points(low)}, {points(high)}]{ALLOWED if difference.allowed else ''}"
+    return f"**{text}**" if difference.told_apart else f"{text} {ALIKE}"
 
 
 def pair_rows(comparison: Comparison) -> list[dict[str, str]]:
     """The tests behind every difference."""
     names = {score.arm.planned.id: escaped(label_of(score.arm.planned)) for score in comparison.scores}
     return [
-        {"pair": f"{names[found.first]} {MINUS} {names[found.second]}", **_tests(found)}
-        for found in comparison.differences
+        {"pair": f"{names[difference.first]} {MINUS} {names[difference.second]}", **_tests(difference)}
+        for difference in comparison.differences
     ]
 
 
-def _tests(found: Difference) -> dict[str, str]:
-    known = not found.conflicts
+def _tests(difference: Difference) -> dict[str, str]:
+    shown = not difference.conflicts
+    seeds, noise = shown and difference.scope != "weights", difference.by_retraining
     return {
-        "difference": points(found.value) if known else NO_VALUE,
-        "over images": shown_points(found.images_interval) if known else NO_VALUE,
-        "with training again": shown_points(found.interval) if known and found.scope != "weights" else NO_VALUE,
-        "p": p_value(found.p) if known else NO_VALUE,
-        "after Holm": p_value(found.p_adjusted) if known else NO_VALUE,
-        "exact McNemar by seed": _mcnemar(found),
-        "retraining noise": NO_VALUE if found.by_retraining is None else f"{found.by_retraining:.2f}",
-        "speaks of": found.scope,
-        "verdict": MEANING[found.verdict],
+        "difference": points(difference.value) if shown else NO_VALUE,
+        "over images": shown_points(difference.images_interval) if shown else NO_VALUE,
+        "with training again": shown_points(difference.interval) if seeds else NO_VALUE,
+        "p": p_value(difference.p) if shown else NO_VALUE,
+        "after Holm": p_value(difference.p_adjusted) if shown else NO_VALUE,
+        "exact McNemar by seed": _mcnemar(difference),
+        "retraining noise": NO_VALUE if noise is None else f"{noise:.2f}",
+        "speaks of": difference.scope,
+        "verdict": MEANING[difference.verdict],
     }
 
 
@@ -308,10 +314,10 @@ def shown_points(interval: tuple[float, float]) -> str:
 
 
 def allowed_texts(comparison: Comparison) -> list[str]:
-    """What --allow let pass, once each."""
+    """Conflicts that --allow permits, once each."""
     return list(dict.fromkeys(escaped(text, LONGEST_REASON) for d in comparison.differences for text in d.allowed))
 
 
-def _mcnemar(found: Difference) -> str:
-    tests = [f"{seed}: {d.first_only}/{d.second_only}, {p_value(d.p)}" for seed, d in sorted(found.by_seed.items())]
-    return "; ".join(tests) or NO_VALUE
+def _mcnemar(difference: Difference) -> str:
+    by_seed = sorted(difference.by_seed.items())
+    return "; ".join(f"{seed}: {d.first_only}/{d.second_only}, {p_value(d.p)}" for seed, d in by_seed) or NO_VALUE

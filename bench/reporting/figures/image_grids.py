@@ -13,7 +13,7 @@ from matplotlib.colors import hsv_to_rgb, to_rgb
 
 from bench.errors import BenchError
 from bench.reporting.analysis.comparisons import Comparison
-from bench.reporting.analysis.outcomes import Held, Outcomes, label_of
+from bench.reporting.analysis.outcomes import Outcomes, StageRun, label_of
 from bench.reporting.figures import style
 from bench.reporting.figures.stored_arrays import Arrays, pictures
 from bench.reporting.figures.style import Drawn
@@ -56,7 +56,7 @@ def all_pictures(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> list[
     return drawn
 
 
-def _stored(outcomes: Outcomes, held: Held) -> Arrays:
+def _stored(outcomes: Outcomes, held: StageRun) -> Arrays:
     """The pictures of a stage; a damaged file is named in the report, which goes on without it."""
     try:
         return pictures(held)
@@ -70,16 +70,16 @@ def _only(arrays: Arrays, chosen: np.ndarray) -> Arrays:
     return {name: array[chosen[chosen < len(array)]] for name, array in arrays.items() if array.ndim}
 
 
-def _first_seeds(stages: Sequence[Held]) -> list[Held]:
+def _first_seeds(stages: Sequence[StageRun]) -> list[StageRun]:
     """One finished stage of every method, variant and kind: seeds look alike."""
-    first: dict[tuple[str, str, str], Held] = {}
+    first: dict[tuple[str, str, str], StageRun] = {}
     for held in stages:
         if held.state == "done":
             first.setdefault((held.stage.method, held.stage.variant, held.stage.kind), held)
     return list(first.values())
 
 
-def _hidden(held: Held, arrays: Arrays) -> Drawn:
+def _hidden(held: StageRun, arrays: Arrays) -> Drawn:
     """Images of a pretraining or tokenizer stage with what was hidden, the words, and their reconstruction."""
     images = _upright(arrays["images"])
     rows = [Row("image", _cells(images))]

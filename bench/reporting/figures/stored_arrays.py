@@ -14,14 +14,14 @@ import numpy as np
 
 from bench.config.schema import Protocol
 from bench.errors import BenchError
-from bench.reporting.analysis.outcomes import Held
+from bench.reporting.analysis.outcomes import StageRun
 
 Arrays = dict[str, np.ndarray]
 PLURAL = {"image": "images", "label": "labels", "map": "maps"}
 WHOLE = ("labels", "predictions", "maps", "predicted_maps", "words")  # numbers of classes and words
 
 
-def pictures(held: Held) -> Arrays:
+def pictures(held: StageRun) -> Arrays:
     """What `held` stored in pictures.npz; {} when it stored nothing. BenchError when the file is damaged."""
     path = held.run.path("pictures.npz")
     if held.state != "done" or not path.exists():

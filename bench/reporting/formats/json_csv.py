@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def report_json(found: Findings, document: Document) -> str:
         "scores": found.extra.to_dict("records"),
         "differences": _differences(found.comparisons),
         "measures": _differences(found.measures),
-        "claims": [evidence._asdict() for evidence in found.claims],
+        "claims": [asdict(evidence) for evidence in found.claims],
         "deviations": list(found.deviations),
         "flips": [flip._asdict() for flip in found.flips],
         "departures": [plain(text) for text in found.notes.texts],
@@ -84,7 +85,7 @@ def _differences(comparisons: list[Comparison]) -> list[dict[str, Any]]:
 
 def _difference(found: Difference) -> dict[str, Any]:
     mcnemar = {str(seed): test._asdict() for seed, test in found.by_seed.items()}
-    return {**found._asdict(), "by_seed": mcnemar, "told_apart": found.told_apart}
+    return {**asdict(found), "by_seed": mcnemar, "told_apart": found.told_apart}
 
 
 def _section(section: Section) -> dict[str, Any]:

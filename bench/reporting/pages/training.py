@@ -168,7 +168,7 @@ def _values(found: Findings, task: str) -> list[Table | None]:
     varying = [key for key in keys if here[key].astype(str).nunique() > 1]
     columns = {"label": ("arm", frames.name), "fingerprint": ("protocol", _code)}
     protocol = frames.rows(here, columns | {key: (escaped(key), frames.text) for key in varying})
-    values = departures.differing(found.outcomes, task)
+    values = departures.differing_values(found.outcomes, task)
     return [
         table(f"protocol-{slug(task)}", protocol,
               caption="Rows with the same protocol may be subtracted; beside it stand the keys in which some differ."),
