@@ -1,6 +1,6 @@
 """Finding tasks and studies: a folder is the registry.
 
-Looked for in `tasks/` beside the package, in BENCH_HOME/tasks, and in what --include names; later ones win.
+Looked for in the `tasks/` that travels with bench, in BENCH_HOME/tasks, and in what --include names; later ones win.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import bench
 from bench.config.schema import Study, Task
 from bench.errors import BenchError, parse, read_toml, unknown
+from bench.resources import shipped
 
 Places = tuple[Path, ...]
 
 
 def places(include: Iterable[Path] = ()) -> Places:
     """The folders that hold task files, least important first."""
-    found = [Path(bench.__file__).resolve().parent.parent / "tasks"]
+    found = [shipped("tasks")]
     if os.environ.get("BENCH_HOME"):
         found.append(Path(os.environ["BENCH_HOME"]) / "tasks")
     for folder in include:

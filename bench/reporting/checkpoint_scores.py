@@ -25,8 +25,7 @@ SHOWN = 8  # published rows at most
 
 def summaries(plan: Plan, results: Path) -> list[dict[str, Any]]:
     """One for each evaluation of a plan, in its order; those that are not done say only how far they are."""
-    known = published.locate(results)
-    rows = published.read(known) if known else ()
+    rows = published.read(published.locate(results))
     found = []
     for arm in plan.arms:
         (keys,) = arm.stages.values()

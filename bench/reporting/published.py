@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, get_args
 from bench.config.stage import Plan
 from bench.errors import BenchError, nearest, unknown
 from bench.reporting.formatting import NO_VALUE, escaped, metric_name
+from bench.resources import shipped
 
 Kind = Literal["quoted", "author-evaluated", "third-party"]
 ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -39,13 +40,14 @@ class Published(NamedTuple):
 
 
 def default_path() -> Path:
-    """Where the table lies in the source tree."""
-    return Path(__file__).resolve().parents[2] / "results" / "published.csv"
+    """The table that travels with bench."""
+    return shipped("results/published.csv")
 
 
-def locate(results: Path) -> Path | None:
-    """The table beside the results, else the one of the source tree; None where neither is there."""
-    return next((path for path in (results / "published.csv", default_path()) if path.exists()), None)
+def locate(results: Path) -> Path:
+    """The table beside the results, where there is one, else the one that travels with bench."""
+    own = results / "published.csv"
+    return own if own.exists() else default_path()
 
 
 def read(path: Path) -> tuple[Published, ...]:

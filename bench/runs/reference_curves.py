@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from bench.config.stage import Stage
 from bench.errors import BenchError
+from bench.resources import shipped
 
 SOURCE = re.compile(r"(arXiv \d{4}\.\d{4,5}|github\.com/\S+|huggingface\.co/\S+), \S")
 NUMBERS = ("epochs", "epoch", "value", "low", "high")
@@ -40,20 +41,21 @@ class Reference(NamedTuple):
 
 
 def default_path() -> Path:
-    """Where the table lies in the source tree."""
-    return Path(__file__).resolve().parents[2] / "results" / "reference_curves.csv"
+    """The table that travels with bench."""
+    return shipped("results/reference_curves.csv")
 
 
 @cache
 def read(path: Path) -> tuple[Reference, ...]:
-    """All rows of a table, () where there is none; BenchError names the line of the first one that is wrong."""
-    if not path.exists():
-        return ()
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = csv.DictReader(file)
-        if tuple(lines.fieldnames or ()) != Reference._fields:
-            raise BenchError(f"{path}: the columns must be {', '.join(Reference._fields)}")
-        return tuple(_row(line, f"{path}, line {lines.line_num}") for line in lines)
+    """All rows of a table; BenchError when there is none, or names the line of the first one that is wrong."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = csv.DictReader(file)
+            if tuple(lines.fieldnames or ()) != Reference._fields:
+                raise BenchError(f"{path}: the columns must be {', '.join(Reference._fields)}")
+            return tuple(_row(line, f"{path}, line {lines.line_num}") for line in lines)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BenchError(f"{path}: {error}") from None
 
 
 def _row(line: Mapping[str, str | None], where: str) -> Reference:

@@ -76,8 +76,7 @@ def analyse(plan: Plan, results: Path, allow: Sequence[str] = ()) -> Findings:
     comparisons = [
         compare_arms(task, outcomes.of_task(task), outcomes=outcomes, guard=guard) for task in outcomes.tasks
     ]
-    path = published.locate(results)
-    rows = published.read(path) if path else ()
+    rows = published.read(published.locate(results))
     table, evidence = tables.main(outcomes, comparisons, notes), claims.evidence(outcomes, comparisons)
     return Findings(
         outcomes=outcomes,
