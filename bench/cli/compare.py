@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,16 +26,14 @@ def compare(
     With two report.json, of two versions of a recipe: what became better or worse. Exit code 3 when something is worse.
     """
     if other or study.endswith(".json"):
-        return _compare_reports(study, other, as_json)
+        return compare_reports(study, other, as_json)
+    from bench import api
     from bench.cli import render_run
-    from bench.reporting import compare as make_report
     from bench.reporting.follow import changes
-    from bench.runs.store import read_plan
 
-    name = Path(study).stem if study.endswith(".toml") else study
-    planned = _with_claims_of(study, read_plan(output_dir, name))
+    planned = api.stored_plan(study, output_dir)
     for _ in changes(planned, output_dir):
-        report = make_report(planned, output_dir, output_dir / "reports" / planned.study.name, allow or [])
+        report = api.compare(planned, output=output_dir, allow=allow or [])
         emit(render_run.report_json(report) if as_json else render_run.report_text(report))
         if report.complete or not watch:
             break
@@ -45,15 +43,16 @@ def compare(
         raise typer.Exit(ExitCode.INCOMPLETE)
 
 
-def _compare_reports(first: str, second: str, as_json: bool) -> None:
-    from bench.cli import formatting
+def compare_reports(first: str, second: str, as_json: bool) -> None:
+    """Print what changed between two report.json files."""
+    from bench.cli.formatting import aligned
     from bench.reporting import report_diff
 
     if not (first.endswith(".json") and second.endswith(".json")):
         raise BenchError(f"compare {first} {second}: name one study that was run, or two report.json".rstrip())
-    found = report_diff.changes(*(report_diff.read(Path(name)) for name in (first, second)))
-    emit([one._asdict() for one in found] if as_json else formatting.aligned(report_diff.rows(found)))
-    if any(one.verdict == "worse" for one in found):
+    changes = report_diff.changes(*(report_diff.read(Path(name)) for name in (first, second)))
+    emit([change._asdict() for change in changes] if as_json else aligned(report_diff.rows(changes)))
+    if any(change.verdict == "worse" for change in changes):
         raise typer.Exit(ExitCode.UNSUPPORTED)
 
 
@@ -66,18 +65,8 @@ def diff(
 ) -> None:
     """Every value that differs between two arms or runs: on purpose, following from that, or unexplained."""
     from bench.cli import render_run
-    from bench.runs import diff
+    from bench.runs import diff as value_diff
 
     names = first, second
-    found = diff.arms(output_dir, study, names) if study else diff.runs(output_dir, names)
-    emit([one._asdict() for one in found] if as_json else render_run.differing_text(found))
-
-
-def _with_claims_of(study: str, planned: Any) -> Any:
-    """The plan that was run, with the claims that the study's file makes now."""
-    from bench.config.registry import study_from
-
-    if not (study.endswith(".toml") and Path(study).exists()):
-        return planned
-    claims = study_from(Path(study)).claims
-    return planned.model_copy(update={"study": planned.study.model_copy(update={"claims": claims})})
+    values = value_diff.arms(output_dir, study, names) if study else value_diff.runs(output_dir, names)
+    emit([value._asdict() for value in values] if as_json else render_run.differing_text(values))

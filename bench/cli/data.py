@@ -110,13 +110,13 @@ def leaks(
 
 def _splits(task: str, where: Where) -> list[TaskSplit]:
     """The splits of a task, and where they lie."""
-    from bench.cli.requests import roots
     from bench.config import registry
     from bench.data import inspection
+    from bench.planning.selection import data_roots, parse_data_dirs
 
     folders = registry.places(where.include)
-    data_roots = roots(where.data_dir, registry.task_files(folders))
-    return inspection.task_splits(registry.read_task(task, folders), data_roots, where.unlabelled)
+    roots = data_roots(parse_data_dirs(where.data_dir), folders)
+    return inspection.task_splits(registry.read_task(task, folders), roots, where.unlabelled)
 
 
 def _parse_decode(text: str) -> int | None:

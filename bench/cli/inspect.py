@@ -70,13 +70,13 @@ def validate(
     """Check a file: its keys, its types, and the names it speaks of."""
     from bench.cli import catalog
 
-    what = catalog.validate(file, include or [])
-    if what.startswith("a study"):
-        _check_links(file, include or [])
-    emit(f"{file}: {what}")
+    kind = catalog.validate(file, include or [])
+    if kind.startswith("a study"):
+        check_links(file, include or [])
+    emit(f"{file}: {kind}")
 
 
-def _check_links(study: Path, include: list[Path]) -> None:
+def check_links(study: Path, include: list[Path]) -> None:
     """BenchError when a study claims something of an arm, or names a published row, that is not there."""
     from bench.config.registry import places, study_from
     from bench.planning.planner import plan_without_data
@@ -93,7 +93,7 @@ def version() -> None:
     import bench
     from bench.environment import commit, versions
 
-    found = commit()
-    dirty = " with changes" if found["dirty"] else ""
-    emit(f"bench {bench.__version__}" + (f" ({found['commit'][:12]}{dirty})" if found["commit"] else ""))
+    source = commit()
+    dirty = " with changes" if source["dirty"] else ""
+    emit(f"bench {bench.__version__}" + (f" ({source['commit'][:12]}{dirty})" if source["commit"] else ""))
     emit("\n".join(f"{name} {number}" for name, number in versions().items()))

@@ -27,7 +27,7 @@ Json = Annotated[bool, Option("--json", help="Machine-readable output on stdout;
 
 
 @dataclass
-class Selection:
+class StudyOptions:
     """What is compared, on which data, by which numbers."""
 
     study: Annotated[str, Argument(help="A study's name, or the path of its file.")] = ""
@@ -53,7 +53,7 @@ class Selection:
 
 
 @dataclass
-class Weights:
+class CheckpointOptions:
     """What is scored that was trained already, and by which protocol."""
 
     checkpoint: Annotated[Words, Argument(metavar="CHECKPOINT...", help="Files, folders, runs, hub ids, timm:NAME.")]
@@ -72,7 +72,7 @@ class Weights:
 
 
 @dataclass
-class Machine:
+class MachineOptions:
     """How it is run; none of this changes a result."""
 
     output_dir: OutputDir = Path("results")
@@ -89,6 +89,10 @@ class Machine:
 
         values = {name: value for name, value in vars(self).items() if name in Resources.model_fields}
         return Resources(**values, max_unreadable=max_unreadable)
+
+    def values(self) -> dict[str, Any]:
+        """These options as keywords of `bench.run`."""
+        return {"output" if name == "output_dir" else name: value for name, value in vars(self).items()}
 
 
 def takes(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from bench.config.resolve import steps_of
 from bench.config.stage import Plan, Stage
@@ -53,8 +53,8 @@ class PlanOutcome(NamedTuple):
         return 1 if "failed" in results else 75 if "interrupted" in results else 0
 
 
-class Watcher(Protocol):
-    """Who is told how a plan goes. All calls come from one thread."""
+class Watcher:
+    """Called while a plan runs; does nothing here, subclasses show progress. All calls come from one thread."""
 
     def begin(self, plan: Plan, finished: int) -> None:
         """A walk starts; so many stages are there already."""
