@@ -296,7 +296,7 @@ def load_model(source: str | Path, *, output: str | Path = RESULTS, device: str 
 
     located = locate(str(source), Path(output))
     if located.is_run:
-        model = build.load_trained(_trained_run(located.path))
+        model = build.trained(_trained_run(located.path))
     else:
         model = conversion.objective(conversion.read(str(source) if located.revision else located.path))
     return model.to(device).eval()
