@@ -326,7 +326,7 @@ def load_transform(source: str | Path, *, output: str | Path = RESULTS) -> Calla
     view = eval_view(protocol)
 
     def transform(image: Image.Image) -> Tensor:
-        pixels = view({"image": image.convert("RGB")})["image"]
+        pixels = view({"image": image.convert("RGB"), "label": 0})["image"]  # a view carries the label along
         return normalise(pixels[None], protocol.mean, protocol.std)[0]
 
     return transform

@@ -8,13 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.cli.app import app
-from bench.cli.options import Selection
-from bench.cli.requests import request
 from bench.config.schema import Model, Protocol, Recipe
 from bench.config.stage import Data, Stage
-from bench.planning.planner import make_plan
 from bench.runs.run import Run
-from bench.runs.store import save_plan
 
 # Numbers of our own, so that tuning the demo does not change a test.
 NUMBERS = ("supervised.epochs=4", "supervised.batch_size=50", "supervised.warmup_epochs=0", "supervised.lr=1e-3")
@@ -209,17 +205,7 @@ def test_a_comparison_from_one_end_to_the_other() -> None:
     assert "missing" in bench("compare", "mine", code=4).stdout
 
 
-def test_seeds_are_added_to_those_of_the_last_run(tmp_path: Path) -> None:
-    def seeds(**options: Any) -> tuple[int, ...]:
-        selection = Selection(method=["vit"], task=["demo"], **{"size": "nano", **options})
-        return request(selection, tmp_path).study.seeds
-
-    assert seeds() == (0,)
-    assert seeds(add_seeds=2) == (0, 1, 2)
-    asked = request(Selection(method=["vit"], task=["demo"], size="nano", add_seeds=2), tmp_path)
-    save_plan(tmp_path, make_plan(asked))
-    assert seeds(add_seeds=1) == (0, 1, 2, 3)
-    assert seeds(add_seeds=1, size="tiny") == (0, 1)  # another study
+def test_seeds_are_added_by_an_option() -> None:
     assert "--add-seeds" in bench("run", "--help").stdout
 
 

@@ -13,7 +13,6 @@ import pytest
 from layouts import CLASSES, ENGLISH, IMAGENET, WORDNET_IDS, jpeg, write
 from PIL import Image
 
-from bench.cli.requests import roots
 from bench.data import splits
 from bench.data.readers.wordnet import english_names, read_classes
 from bench.data.splits import SplitRequest
