@@ -13,6 +13,7 @@ import pytest
 from layouts import CLASSES, ENGLISH, IMAGENET, WORDNET_IDS, jpeg, write
 from PIL import Image
 
+from bench.config.registry import places
 from bench.data import splits
 from bench.data.readers.wordnet import english_names, read_classes
 from bench.data.splits import SplitRequest
@@ -262,7 +263,8 @@ def test_a_data_set_of_the_hub_is_read_where_the_package_puts_it(made):
 
 
 def test_a_data_set_of_the_hub_is_no_path():
-    assert roots(["imagenet1k=hf:a/b", "hf:c/d@e"], ["imagenet1k"]) == {"imagenet1k": "hf:a/b", "": "hf:c/d@e"}
+    folders = parse_data_dirs(["imagenet1k=hf:a/b", "hf:c/d@e"])
+    assert data_roots(folders, places()) == {"imagenet1k": "hf:a/b", "": "hf:c/d@e"}
 
 
 @pytest.mark.skipif(not layouts.HAS_HUB, reason="the package datasets is not installed")
