@@ -18,6 +18,7 @@ from bench.data import splits
 from bench.data.readers.wordnet import english_names, read_classes
 from bench.data.splits import SplitRequest
 from bench.errors import BenchError
+from bench.planning.selection import data_roots, parse_data_dirs
 
 
 @pytest.fixture(scope="module", autouse=True)
