@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from bench.config.stage import Plan
-from bench.errors import BenchError, unknown
+from bench.errors import BenchError, nearest, parse, unknown
 from bench.launch.scheduler import PlanOutcome, Watcher
 
 if TYPE_CHECKING:
@@ -35,62 +35,60 @@ RECORD_COLUMNS = ("arm", "seed", "stage", "run")  # before those of bench.runs.r
 SCORE_COLUMNS = ("checkpoint", "task", "metric", "value", "low", "high", "images", "split", "reportable", "run")
 
 
-def plan(
-    study: str | Path = "",
-    *,
-    methods: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    size: str = "",
-    budget: str = "",
-    seeds: Sequence[int] = (),
-    add_seeds: int = 0,
-    overrides: Mapping[str, Any] | None = None,
-    precision: str = "",
-    scale: str = "",
-    data_dir: str | Path | Mapping[str, str] = "",
-    unlabelled: str | Path = "",
-    labels: str = "",
-    limit: float | None = None,
-    max_unreadable: int = 0,
-    allow_incomplete: bool = False,
-    include: Sequence[str | Path] = (),
-    name: str = "",
-    output: str | Path = RESULTS,
-) -> Plan:
-    """Resolve every stage of a study, or of `methods` on `tasks`. Runs nothing.
+class DataKeywords(TypedDict, total=False):
+    """Which data are used, and where they lie."""
 
-    study: a shipped study's name, or the path of a TOML file. methods: METHOD[:VARIANT]. size: nano, tiny, small, base
-    or large. budget: one of the task's, or 'published'. add_seeds: so many more than in the last run of this study.
-    overrides: 'finetune.lr' -> value, stronger than any file. precision: of all training stages (no, bf16, fp16,
-    auto). scale: 'toy' for a few steps on embedded images. data_dir: a folder, or task -> folder; else BENCH_DATA_DIR.
-    labels: the part of the labels to train on, like '1%'. limit: images per split, or a share up to 1. output: where
-    earlier runs lie.
+    data_dir: str | Path | Mapping[str, str]  # a folder, hf:OWNER/NAME, or task -> one of these; else BENCH_DATA_DIR
+    limit: float  # images per split, or a share up to 1; the result is not reportable
+    max_unreadable: int  # unreadable images that may be left out
+    allow_incomplete: bool  # use a split that lacks images; the result is not reportable
+    include: Sequence[str | Path]  # folders with more tasks and studies
 
-    Published data sets that no `data_dir` points at are planned as complete; `run` then refuses the plan. BenchError
+
+class StudyKeywords(DataKeywords, total=False):
+    """What is compared. Each of these changes all arms of a named study."""
+
+    methods: str | Sequence[str]  # METHOD[:VARIANT], instead of a study
+    tasks: str | Sequence[str]  # of these methods
+    size: str  # nano, tiny, small, base or large
+    budget: str  # one of the task's, or 'published'
+    seeds: Sequence[int]
+    add_seeds: int  # so many more than in the last run of this study
+    overrides: Mapping[str, Any]  # 'finetune.lr' -> value; stronger than any file
+    precision: str  # of all training stages: no (fp32), bf16, fp16 or auto
+    scale: str  # 'toy': a few steps of every arm on embedded images
+    unlabelled: str | Path  # a folder of images for pretraining
+    labels: str  # the part of the labels to train on: '1%', '5 per class', 'list:PATH'
+    name: str  # of the comparison
+
+
+class ResourceKeywords(TypedDict, total=False):
+    """What the stages may use. None of this changes a result."""
+
+    devices: str  # auto, cpu, or GPUs by number: '0,1'
+    num_processes: int  # that share the batch of each stage
+    micro_batch_size: int | None  # most images a process holds at once
+    workers: int  # loader processes for each process
+    compile: bool
+    gradient_checkpointing: bool
+
+
+def plan(study: str | Path = "", *, output: str | Path = RESULTS, **keywords: Unpack[StudyKeywords]) -> Plan:
+    """Resolve every stage of a study, or of methods on tasks. Runs nothing.
+
+        bench.plan("demo", seeds=[0, 1, 2])
+        bench.plan(methods=["vit", "beit"], tasks=["imagenet1k"], size="base", data_dir="/data/imagenet")
+
+    study: a shipped study's name, or the path of a TOML file. output: where earlier runs lie. Keywords: methods, tasks,
+    size, budget, seeds, add_seeds, overrides, precision, scale, unlabelled, labels, name, and data_dir, limit,
+    max_unreadable, allow_incomplete, include: see `StudyKeywords` and `DataKeywords`.
+
+    Published data sets that no data_dir points at are planned as complete; `run` then refuses the plan. BenchError
     names a value that is unknown or contradicts another.
     """
     from bench.planning.selection import StudySelection
 
-    selection = StudySelection(
-        study=str(study),
-        methods=_strings(methods),
-        tasks=_strings(tasks),
-        size=size,
-        budget=budget,
-        seeds=tuple(seeds),
-        add_seeds=add_seeds,
-        overrides=overrides or {},
-        precision=precision,
-        scale=scale,
-        data_dirs=_data_dirs(data_dir),
-        unlabelled=str(unlabelled),
-        labels=labels,
-        limit=limit,
-        max_unreadable=max_unreadable,
-        allow_incomplete=allow_incomplete,
-        include=tuple(map(Path, include)),
-        name=name,
-    )
+    selection = StudySelection(study=str(study), **_selected(keywords))
     return resolve(selection, Path(output)).plan
 
 
@@ -125,21 +123,16 @@ def run(
     plan: Plan | str,
     *,
     output: str | Path = RESULTS,
-    devices: str = "auto",
-    num_processes: int = 1,
-    micro_batch_size: int | None = None,
-    workers: int = 0,
-    compile: bool = False,
-    gradient_checkpointing: bool = False,
     max_unreadable: int = 0,
     restart_failed: bool = False,
     watcher: Watcher | None = None,
+    **resources: Unpack[ResourceKeywords],
 ) -> PlanOutcome:
-    """Run every stage of a plan that is not done yet, each in a process of its own through `accelerate launch`.
+    """Run every stage of a plan that is not done yet, each in processes of its own through `accelerate launch`.
 
-    plan: a Plan, or a study's name. devices: auto, cpu, or GPUs by number ('0,1'). num_processes: that share each
-    stage's batch. micro_batch_size: most images a process holds at once. workers: loader processes for each process.
-    restart_failed: failed stages start anew. watcher: told how it goes. None of this changes a result.
+    plan: a Plan, or a study's name. max_unreadable: as it was planned. restart_failed: failed stages start anew.
+    watcher: told how it goes. resources: devices, num_processes, micro_batch_size, workers, compile,
+    gradient_checkpointing, see `ResourceKeywords`.
 
     Returns the result of each stage by key ('done', 'failed', 'blocked', 'interrupted'), with reasons; a failure is not
     raised, see `PlanOutcome.exit_code`. Calling it again resumes. Ctrl-C stops at a step, with a checkpoint.
@@ -149,26 +142,22 @@ def run(
 
     resolved = plan_of(plan, output) if isinstance(plan, str) else plan
     _refuse_absent_data(resolved)
-    resources = Resources(
-        num_processes=num_processes,
-        devices=devices,
-        micro_batch_size=micro_batch_size,
-        workers=workers,
-        compile=compile,
-        gradient_checkpointing=gradient_checkpointing,
-        max_unreadable=max_unreadable,
-    )
-    return run_plan(resolved, Path(output), resources, watcher or Watcher(), restart_failed=restart_failed)
+    allowed = parse(Resources, {**resources, "max_unreadable": max_unreadable}, "resources")
+    return run_plan(resolved, Path(output), allowed, watcher or Watcher(), restart_failed=restart_failed)
 
 
-def probe_speeds(selection: StudySelection, *, output: str | Path = RESULTS, **resources: Any) -> Speeds:
+def probe_speeds(
+    selection: StudySelection, *, output: str | Path = RESULTS, **resources: Unpack[ResourceKeywords]
+) -> Speeds:
     """Images per second of every stage of a selection, measured in a few steps each. resources: as `run` takes them."""
     from bench.planning import forecast
     from bench.planning.selection import study_request
 
     request = study_request(selection, Path(output))
-    resources["max_unreadable"] = selection.max_unreadable
-    return forecast.probe(request, lambda plan, folder: run(plan, output=folder, **resources))
+    unreadable = selection.max_unreadable
+    return forecast.probe(
+        request, lambda plan, folder: run(plan, output=folder, max_unreadable=unreadable, **resources)
+    )
 
 
 def plan_of(study: str, output: str | Path) -> Plan:
@@ -194,20 +183,17 @@ def evaluate(
     protocol: str = "task",
     precision: str = "no",
     partial: bool = False,
-    data_dir: str | Path | Mapping[str, str] = "",
-    limit: float | None = None,
-    max_unreadable: int = 0,
-    allow_incomplete: bool = False,
-    include: Sequence[str | Path] = (),
     name: str = "",
     output: str | Path = RESULTS,
-    **resources: Any,
+    resources: ResourceKeywords | None = None,
+    **data: Unpack[DataKeywords],
 ) -> pd.DataFrame:
     """Score pretrained or own weights on a task.
 
     checkpoints: files, folders, runs, hub ids, timm:NAME. protocol: the task's, or 'card': the preprocessing that was
-    shipped with the weights. precision: no (fp32), bf16, fp16. partial: leave out unexpected tensors. resources: as
-    `run` takes them (devices, num_processes, micro_batch_size, workers).
+    shipped with the weights. precision: no (fp32), bf16, fp16. partial: leave out unexpected tensors. name: of this
+    comparison. resources: the keywords of `run` as a dictionary. data: data_dir, limit, max_unreadable,
+    allow_incomplete, include, see `DataKeywords`.
 
     Returns a row per checkpoint and metric: checkpoint, task, metric, value (percent; loss in nats), low and high (95 %
     over images, NaN where none is known), images, split, reportable, run. BenchError when an evaluation failed.
@@ -215,21 +201,11 @@ def evaluate(
     from bench.planning.selection import CheckpointSelection
 
     sources = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
-    selection = CheckpointSelection(
-        checkpoints=tuple(map(str, sources)),
-        task=task,
-        protocol=protocol,
-        precision=precision,
-        partial=partial,
-        data_dirs=_data_dirs(data_dir),
-        limit=limit,
-        max_unreadable=max_unreadable,
-        allow_incomplete=allow_incomplete,
-        include=tuple(map(Path, include)),
-        name=name,
+    how = {"protocol": protocol, "precision": precision, "partial": partial, "name": name, **_selected(data)}
+    planned = plan_evaluations(
+        CheckpointSelection(checkpoints=tuple(map(str, sources)), task=task, **how), Path(output)
     )
-    planned = plan_evaluations(selection, Path(output))
-    outcome = run(planned, output=output, max_unreadable=max_unreadable, **resources)
+    outcome = run(planned, output=output, max_unreadable=data.get("max_unreadable", 0), **(resources or {}))
     if outcome.exit_code:
         raise BenchError("; ".join(outcome.reasons.values()) or "the evaluation was interrupted")
     return _score_frame(planned, Path(output))
@@ -298,7 +274,7 @@ def load_model(source: str | Path, *, output: str | Path = RESULTS, device: str 
     if located.is_run:
         model = build.trained(_trained_run(located.path))
     else:
-        model = conversion.objective(conversion.read(str(source) if located.revision else located.path))
+        model = conversion.build_objective(conversion.read(str(source) if located.revision else located.path))
     return model.to(device).eval()
 
 
@@ -311,7 +287,6 @@ def load_transform(source: str | Path, *, output: str | Path = RESULTS) -> Calla
     from bench.checkpoints import conversion
     from bench.checkpoints.locate import locate
     from bench.config.schema import Protocol
-    from bench.errors import parse
     from bench.pipeline.transforms import eval_view, normalise
 
     located = locate(str(source), Path(output))
@@ -374,12 +349,24 @@ def records(
     return frame.reset_index(drop=True)
 
 
-def _strings(values: Iterable[str]) -> tuple[str, ...]:
+def _strings(values: str | Iterable[str]) -> tuple[str, ...]:
     """A tuple of strings; one string is one value, not its letters."""
     return (values,) if isinstance(values, str) else tuple(values)
 
 
-def _data_dirs(data_dir: str | Path | Mapping[str, str]) -> dict[str, str]:
-    if isinstance(data_dir, Mapping):
-        return {task: str(folder) for task, folder in data_dir.items()}
-    return {"": str(data_dir)} if data_dir != "" else {}
+def _selected(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `plan` and `evaluate` as the fields of a selection: one value or several become a tuple."""
+    for name in keywords.keys() - StudyKeywords.__annotations__.keys():
+        raise TypeError(f"there is no keyword {name!r}.{nearest(name, StudyKeywords.__annotations__)}")
+    fields = dict(keywords)
+    if "data_dir" in fields:
+        data_dir = fields.pop("data_dir")
+        fields["data_dirs"] = data_dir if isinstance(data_dir, Mapping) else {"": str(data_dir)}
+    convert: dict[str, Callable[[Any], Any]] = {
+        "methods": _strings,
+        "tasks": _strings,
+        "seeds": tuple,
+        "unlabelled": str,
+        "include": lambda folders: tuple(map(Path, folders)),
+    }
+    return fields | {name: convert[name](fields[name]) for name in convert.keys() & fields.keys()}

@@ -59,6 +59,11 @@ def test_a_plan_is_the_one_of_the_command_line(output: Path) -> None:
     assert [stage["key"] for stage in shown["stages"]] == list(planned.stages)
 
 
+def test_a_keyword_that_does_not_exist_offers_the_nearest() -> None:
+    with pytest.raises(TypeError, match=r"no keyword 'method'\. Did you mean methods\?"):
+        bench.plan(method="vit", tasks="demo")  # type: ignore[call-arg]
+
+
 def test_one_string_is_one_method() -> None:
     assert [arm.method for arm in bench.plan(**{**TINY, "methods": "vit", "tasks": "demo"}).arms] == ["vit"]
 
@@ -126,7 +131,7 @@ def test_a_checkpoint_is_scored_into_a_frame(output: Path, tmp_path: Path) -> No
     run = run_of(output, "supervised")
     done = CliRunner().invoke(app, ["export", run, str(tmp_path / "net"), "--to", "timm", "-o", str(output)])
     assert done.exit_code == 0, done.output
-    frame = bench.evaluate(tmp_path / "net", "demo", limit=32, output=output, devices="cpu")
+    frame = bench.evaluate(tmp_path / "net", "demo", limit=32, output=output, resources={"devices": "cpu"})
     top1 = frame.set_index("metric").loc["top1"]
     assert top1["low"] <= top1["value"] <= top1["high"]
     scored = bench.compare("tiny-toy", output=output).scores.loc[0, "score"]
