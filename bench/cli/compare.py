@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,7 @@ def compare_reports(first: str, second: str, as_json: bool) -> None:
     if not (first.endswith(".json") and second.endswith(".json")):
         raise BenchError(f"compare {first} {second}: name one study that was run, or two report.json".rstrip())
     changes = report_diff.changes(*(report_diff.read(Path(name)) for name in (first, second)))
-    emit([change._asdict() for change in changes] if as_json else aligned(report_diff.rows(changes)))
+    emit([asdict(change) for change in changes] if as_json else aligned(report_diff.rows(changes)))
     if any(change.verdict == "worse" for change in changes):
         raise typer.Exit(ExitCode.UNSUPPORTED)
 

@@ -1,9 +1,10 @@
-"""What evaluations of single checkpoints say: scores, how sure they are, and what was published about them."""
+"""Results of `bench evaluate`: a checkpoint's scores with 95 % intervals, and published numbers of such weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +20,33 @@ from bench.runs.store import run_of
 from bench.stats.bootstrap import Counts, bootstrap
 from bench.stats.intervals import Interval, percentile_interval, wilson
 
-FAMILIES = ("data2vec", "deit", "beit", "mae", "mocov3", "dino", "vit")  # as ids spell them, the longer ones first
-SHOWN = 8  # published rows at most
+FAMILIES = ("data2vec", "deit", "beit", "mae", "mocov3", "dino", "vit")  # as ids spell them; other ids contain "vit"
+MOST_PUBLISHED = 8  # rows for each checkpoint
 
 
 def summaries(plan: Plan, results: Path) -> list[dict[str, Any]]:
-    """One for each evaluation of a plan, in its order; those that are not done say only how far they are."""
+    """One for each evaluation of a plan, in its order; one that is not done has its state and no scores."""
     rows = published.read(published.locate(results))
-    found = []
+    summaries = []
     for arm in plan.arms:
-        (keys,) = arm.stages.values()
+        (keys,) = arm.stages.values()  # the plan of an evaluation has one seed
         stage = plan.stages[keys["evaluate"]]
         run = run_of(results, stage)
-        found.append(_summary(arm.label, stage, run, rows, arm.metric))
-    return found
+        summaries.append(_summary(arm.label, stage, run, rows, arm.metric))
+    return summaries
 
 
 def _summary(source: str, stage: Stage, run: Run, rows: Sequence[Published], metric: str) -> dict[str, Any]:
-    facts: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "checkpoint": source,
         "task": stage.task,
         "run": run.root.name,
         "state": run.status().state,
     }
-    if facts["state"] != "done":
-        return facts
+    if summary["state"] != "done":
+        return summary
     results = run.results()
-    related = about(rows, source, stage, metric)
-    return facts | {
+    return summary | {
         "sha256": stage.start.digest if stage.start else None,
         "metric": metric,
         "metrics": results["metrics"],
@@ -56,12 +56,12 @@ def _summary(source: str, stage: Stage, run: Run, rows: Sequence[Published], met
         "protocol": results["protocol"],
         "reportable": results["reportable"],
         "not_reportable_because": results.get("not_reportable_because", []),
-        "published": [row._asdict() for row in related],
+        "published": [asdict(row) for row in related(rows, source, stage, metric)],
     }
 
 
 def _intervals(run: Run, results: dict[str, Any]) -> dict[str, Interval]:
-    """95 % of each headline score: Wilson's for accuracies, a bootstrap over images for mIoU."""
+    """95 % interval of each headline score: Wilson's for accuracies, a bootstrap over images for mIoU."""
     metrics, images = results["metrics"], int(results["n"])
     if "mIoU" in metrics:
         rows = pd.read_parquet(run.path("predictions.parquet"), columns=["intersect", "union"])
@@ -70,15 +70,15 @@ def _intervals(run: Run, results: dict[str, Any]) -> dict[str, Interval]:
     return {name: wilson(metrics[name], images) for name in ("top1", "top5") if name in metrics}
 
 
-def about(rows: Sequence[Published], source: str, stage: Stage, metric: str) -> list[Published]:
-    """What was published about weights like these, first what speaks of this very checkpoint.
+def related(rows: Sequence[Published], source: str, stage: Stage, metric: str) -> list[Published]:
+    """Published numbers of weights like these, those of this very checkpoint first.
 
-    Alike are method, size, resolution, task, and whether more than ImageNet-1k was seen; for DeiT also whether there is
-    a distillation token. What an id does not say cannot be matched, and a file's name may mislead: rows are shown with
-    their conditions, not compared.
+    They agree in method, size, resolution, task, and whether pretraining used more than ImageNet-1k; for DeiT also in
+    whether there is a distillation token. What an id does not say cannot be matched, and the name of a file may
+    mislead: rows are shown with their conditions, not compared.
     """
     exact = [row for row in rows if f"huggingface.co/{source.partition('@')[0]}," in row.source]
-    method, large = _method(source, stage), bool(re.search(r"2[12]k", source))
+    method, large = _method(source, stage), bool(re.search(r"2[12]k", source))  # ids write ImageNet-21k either way
     alike = [
         row
         for row in rows
@@ -87,7 +87,7 @@ def about(rows: Sequence[Published], source: str, stage: Stage, metric: str) -> 
         and bool(re.search(r"2[12]k", row.pretraining_data)) == large
         and (method != "deit" or stage.model.distilled == ("token" in row.variant and "no token" not in row.variant))
     ]
-    return list(dict.fromkeys([*exact, *alike]))[:SHOWN]
+    return list(dict.fromkeys([*exact, *alike]))[:MOST_PUBLISHED]
 
 
 def _method(source: str, stage: Stage) -> str:
@@ -98,54 +98,56 @@ def _method(source: str, stage: Stage) -> str:
     return next((name for name in FAMILIES if name in words), "")
 
 
-def text(found: Sequence[dict[str, Any]]) -> str:
-    """For people: a paragraph for each evaluation."""
-    return "\n\n".join("\n".join(_paragraph(one)) for one in found)
+def text(summaries: Sequence[dict[str, Any]]) -> str:
+    """Summaries for people, a paragraph for each."""
+    return "\n\n".join("\n".join(_paragraph(summary)) for summary in summaries)
 
 
-def _paragraph(one: dict[str, Any]) -> list[str]:
-    title = f"{one['checkpoint']} on {one['task']}"
-    if one["state"] != "done":
-        return [f"{title}: {one['state']}; the same command goes on with it"]
-    facts = [(name, _score(name, value, one["intervals"])) for name, value in one["metrics"].items() if name != "loss"]
-    facts += [("images", f"{one['n']:,} of {one['split']}")]
-    facts += [("not reportable", why) for why in one["not_reportable_because"]]
-    facts += [("protocol", described(Protocol.model_validate(one["protocol"]), maps="mIoU" in one["metrics"]))]
-    facts += [("published", _quoted(row)) for row in one["published"]] or [("published", "nothing known")]
-    facts += [("run", one["run"])]
-    heads = [name if name not in [before for before, _ in facts[:i]] else "" for i, (name, _) in enumerate(facts)]
+def _paragraph(summary: dict[str, Any]) -> list[str]:
+    title = f"{summary['checkpoint']} on {summary['task']}"
+    if summary["state"] != "done":
+        return [f"{title}: {summary['state']}; the same command resumes it"]
+    metrics = summary["metrics"]
+    protocol = protocol_text(Protocol.model_validate(summary["protocol"]), segmentation="mIoU" in metrics)
+    lines = [(name, _score(name, value, summary["intervals"])) for name, value in metrics.items() if name != "loss"]
+    lines += [("images", f"{summary['n']:,} of {summary['split']}")]
+    lines += [("not reportable", why) for why in summary["not_reportable_because"]]
+    lines += [("protocol", protocol)]
+    lines += [("published", _published(row)) for row in summary["published"]] or [("published", "nothing known")]
+    lines += [("run", summary["run"])]
+    heads = [name if name not in [before for before, _ in lines[:i]] else "" for i, (name, _) in enumerate(lines)]
     width = max(len(head) for head in heads)
-    return [title, *(f"  {head:<{width}}  {told}" for head, (_, told) in zip(heads, facts, strict=True))]
+    return [title, *(f"  {head:<{width}}  {line}" for head, (_, line) in zip(heads, lines, strict=True))]
 
 
 def _score(name: str, value: float, intervals: dict[str, list[float]]) -> str:
     return f"{value:.2f} %" + ("  (95 %: {:.2f} to {:.2f})".format(*intervals[name]) if name in intervals else "")
 
 
-def _quoted(row: dict[str, Any]) -> str:
-    words = (row["method"], row["variant"], row["size"], row["pretraining_data"], row["protocol"])
-    return f"{row['value']:g} %  {', '.join(word for word in words if word)}; {row['source']} ({row['kind']})"
+def _published(row: dict[str, Any]) -> str:
+    conditions = (row["method"], row["variant"], row["size"], row["pretraining_data"], row["protocol"])
+    return f"{row['value']:g} %  {', '.join(filter(None, conditions))}; {row['source']} ({row['kind']})"
 
 
-def described(protocol: Protocol, *, maps: bool) -> str:
-    """A protocol in words. maps: of a task with label maps."""
-    mean, deviation = (" ".join(f"{value:g}" for value in three) for three in (protocol.mean, protocol.std))
-    shown = _maps_shown(protocol) if maps else _images_shown(protocol)
+def protocol_text(protocol: Protocol, *, segmentation: bool) -> str:
+    """An evaluation protocol in words."""
+    mean, deviation = (" ".join(f"{value:g}" for value in channels) for channels in (protocol.mean, protocol.std))
+    views = _segmentation_views(protocol) if segmentation else _classification_views(protocol)
     rules = ["only classes of the split count"] if protocol.among == "split" else []
     rules += ["any of an image's labels is right"] if protocol.right == "label-set" else []
-    return ", ".join([*shown, protocol.interpolation, f"mean {mean}", f"deviation {deviation}", *rules])
+    return ", ".join([*views, protocol.interpolation, f"mean {mean}", f"deviation {deviation}", *rules])
 
 
-def _images_shown(protocol: Protocol) -> list[str]:
-    before = int(protocol.resolution / protocol.crop_ratio + 1e-6)
+def _classification_views(protocol: Protocol) -> list[str]:
+    resized = int(protocol.resolution / protocol.crop_ratio + 1e-6)  # as pipeline/transforms resizes
     if protocol.whole:
-        return [f"both sides {before}", *([f"centre crop {protocol.resolution}"] if protocol.crop_ratio < 1 else [])]
-    return [f"short side {before}", f"centre crop {protocol.resolution}"]
+        return [f"both sides {resized}", *([f"centre crop {protocol.resolution}"] if protocol.crop_ratio < 1 else [])]
+    return [f"short side {resized}", f"centre crop {protocol.resolution}"]
 
 
-def _maps_shown(protocol: Protocol) -> list[str]:
+def _segmentation_views(protocol: Protocol) -> list[str]:
     side = protocol.resolution
-    way = [f"both sides {side}"] if protocol.whole else [f"short side {side}", f"windows of {side}"]
-    way += [] if protocol.whole else [f"every {protocol.stride or side * 2 // 3}"]
-    way += [f"sizes {', '.join(f'{scale:g}' for scale in protocol.scales)}"] if len(protocol.scales) > 1 else []
-    return [*way, *(["mirrored too"] if protocol.flip else [])]
+    views = [f"both sides {side}"] if protocol.whole else [f"short side {side}", f"windows of {side}"]
+    views += [] if protocol.whole else [f"every {protocol.stride or side * 2 // 3}"]
+    views += [f"sizes {', '.join(f'{scale:g}' for scale in protocol.scales)}"] if len(protocol.scales) > 1 else []
+    return [*views, *(["mirrored too"] if protocol.flip else [])]

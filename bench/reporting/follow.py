@@ -1,4 +1,4 @@
-"""A report that follows a study under way: written again whenever a stage has come further."""
+"""When the report of a running study is worth writing again: whenever the state of a stage has changed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bench.errors import BenchError
 from bench.runs.run import Run
 from bench.runs.store import run_of
 
-LOOK = 5.0  # seconds between two looks
-Seen = tuple[tuple[str, str, int], ...]
+POLL_SECONDS = 5.0
+Snapshot = tuple[tuple[str, str, int], ...]
 
 
 def changes(
-    plan: Plan, results: Path, seconds: float = LOOK, sleep: Callable[[float], None] = time.sleep
+    plan: Plan, results: Path, seconds: float = POLL_SECONDS, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[None]:
-    """Once at first, then every time that a stage of the plan has come further. Never ends."""
-    before: Seen | None = None
+    """Yield once at first, then whenever the state of a stage of the plan has changed. Never ends."""
+    before: Snapshot | None = None
     while True:
-        now = seen(plan, results)
+        now = snapshot(plan, results)
         if now != before:
             before = now
             yield
@@ -29,15 +29,15 @@ def changes(
             sleep(seconds)
 
 
-def seen(plan: Plan, results: Path) -> Seen:
-    """What a report depends on, at a glance: state, error and age of the results of every stage."""
-    return tuple(_glance(run_of(results, stage)) for stage in plan.stages.values())
+def snapshot(plan: Plan, results: Path) -> Snapshot:
+    """What a report depends on: state, error and modification time of results.json of every stage."""
+    return tuple(_state(run_of(results, stage)) for stage in plan.stages.values())
 
 
-def _glance(run: Run) -> tuple[str, str, int]:
+def _state(run: Run) -> tuple[str, str, int]:
     try:
         status = run.status()
-        age = run.path("results.json").stat().st_mtime_ns if status.state == "done" else 0
-        return status.state, status.error, age
-    except (BenchError, OSError):  # half-written or gone for a moment: the report will say what is wrong
+        modified = run.path("results.json").stat().st_mtime_ns if status.state == "done" else 0
+        return status.state, status.error, modified
+    except (BenchError, OSError):  # half-written or gone for a moment; if it stays so, the report says what is wrong
         return "unreadable", "", 0

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them, and Markdown that no name can break."""
+"""Numbers and names as text for people, and names escaped so that none can break Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 PLUS_MINUS, MINUS, NO_VALUE = "\u00b1", "\u2212", "\u2013"
-ALIKE = "\u2248"  # behind a score or a difference: not distinguishable
+ALIKE = "\u2248"  # behind a score or a difference: statistically not distinguishable
 UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 LONGEST_NAME = 60
 METRICS = {"top1": "top-1", "top5": "top-5", "mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
 
 
 def shortened(name: str, longest: int = LONGEST_NAME) -> str:
-    """`name` on one line of at most `longest` characters; a cut name ends in a digest, so that names stay apart."""
+    """`name` on one line of at most `longest` characters; a cut name ends in a digest, so that names stay distinct."""
     line = " ".join("".join(c if c.isprintable() else " " for c in name).split())
     if len(line) <= longest:
         return line
@@ -24,15 +24,16 @@ def shortened(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 def escaped(text: str, longest: int = LONGEST_NAME) -> str:
-    """A name inside Markdown: shown as it is, never read as markup or as HTML."""
+    """A name for Markdown: shown as it is, never read as markup or as HTML."""
     line = html.escape(shortened(text, longest), quote=False)
-    return re.sub(r"([\\`*_{}\[\]#!|~$@])", r"\\\1", line).replace("://", ":&#47;&#47;")
+    marked = re.sub(r"([\\`*_{}\[\]#!|~$@])", r"\\\1", line)
+    return marked.replace("://", ":&#47;&#47;")  # else GitHub makes a link of every address
 
 
 def slug(name: str) -> str:
     """A file name that says `name`: lower-case letters, digits and dashes; a changed name ends in a digest."""
-    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    return made if made == name else f"{made or 'x'}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+    safe = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    return safe if safe == name else f"{safe or 'x'}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
 
 
 def metric_name(metric: str) -> str:
@@ -43,9 +44,9 @@ def metric_name(metric: str) -> str:
 
 def points(value: float, decimals: int = 2) -> str:
     """A difference with its sign: '+2.10'."""
-    shown = f"{abs(value):.{decimals}f}"
-    sign = "" if float(shown) == 0 else "+" if value > 0 else MINUS
-    return sign + shown
+    digits = f"{abs(value):.{decimals}f}"
+    sign = "" if float(digits) == 0 else "+" if value > 0 else MINUS  # -0.001 is 0.00, not -0.00
+    return sign + digits
 
 
 def amount(value: float) -> str:
@@ -53,7 +54,7 @@ def amount(value: float) -> str:
     if math.isnan(value):
         return NO_VALUE
     for unit, size in reversed(UNITS.items()):
-        if abs(value) >= 0.9995 * size:
+        if abs(value) >= 0.9995 * size:  # 999.6 in three digits is 1 k, not 1000
             return f"{_three_digits(value / size)} {unit}"
     return _three_digits(value)
 
@@ -61,7 +62,7 @@ def amount(value: float) -> str:
 def _three_digits(value: float) -> str:
     if value == 0:
         return "0"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))  # log10 of 1000 may fall just short of 3
     text = f"{value:.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -1,7 +1,7 @@
-r"""Marked text: the little Markdown in which every name, cell and sentence of a report is written once, and read again.
+r"""Marked text: the subset of Markdown in which every name, cell and sentence of a report is written, and its parser.
 
-`**bold**`, `*slanted*`, `` `code` ``, `[words](#target)`, backslashes before signs, and HTML entities: what `escaped`
-and the sentences of a report make, and nothing else. Whatever else a text holds is read as plain characters.
+`**bold**`, `*slanted*`, `` `code` ``, `[words](#target)`, backslash escapes and HTML entities: what `escaped` and the
+sentences of a report produce. Anything else in a text is read as plain characters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 MARK = re.compile(
-    r"\\(?P<kept>[\\`*_{}\[\]#!|~$@])|(?P<entity>&(?:#\d+|[a-z]+);)|(?P<bold>\*\*)|(?P<slanted>\*)"
+    r"\\(?P<literal>[\\`*_{}\[\]#!|~$@])|(?P<entity>&(?:#\d+|[a-z]+);)|(?P<bold>\*\*)|(?P<slanted>\*)"
     r"|`(?P<code>[^`]*)`|\[(?P<words>(?:[^\]\\]|\\.)*)\]\(\#(?P<target>[\w-]+)\)"
 )
 TEX = {
@@ -28,7 +28,7 @@ TEX = {
 
 
 class Span(NamedTuple):
-    """Characters in one style. `target`: the place in the page that they point to."""
+    """Characters in one style. `target`: the id in the page that they link to."""
 
     text: str
     bold: bool = False
@@ -39,46 +39,46 @@ class Span(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)  # the cells of a report repeat, and each is read several times
 def spans(marked: str) -> tuple[Span, ...]:
-    """The text in pieces of one style; no piece holds markup any more."""
-    found: list[Span] = []
+    """The text in pieces of one style, without markup."""
+    pieces: list[Span] = []
     bold = slanted = False
     at = 0
     for mark in MARK.finditer(marked):
-        _add(found, Span(marked[at : mark.start()], bold, slanted))
+        _add(pieces, Span(marked[at : mark.start()], bold, slanted))
         at = mark.end()
         if mark["bold"]:
             bold = not bold
         elif mark["slanted"]:
             slanted = not slanted
         elif mark["target"]:
-            _add(found, Span(plain(mark["words"]), bold, slanted, target=mark["target"]))
+            _add(pieces, Span(plain(mark["words"]), bold, slanted, target=mark["target"]))
         else:
-            _add(found, _literal(mark, bold, slanted))
-    _add(found, Span(marked[at:], bold, slanted))
-    return tuple(found)
+            _add(pieces, _literal(mark, bold, slanted))
+    _add(pieces, Span(marked[at:], bold, slanted))
+    return tuple(pieces)
 
 
 def _literal(mark: re.Match[str], bold: bool, slanted: bool) -> Span:
     if mark["code"] is not None:
         return Span(mark["code"], bold, slanted, code=True)
-    return Span(mark["kept"] or html.unescape(mark["entity"]), bold, slanted)
+    return Span(mark["literal"] or html.unescape(mark["entity"]), bold, slanted)
 
 
-def _add(found: list[Span], span: Span) -> None:
-    """Append, joined with the last one if in the same style."""
-    if found and found[-1]._replace(text="") == span._replace(text="") and not span.target:
-        found[-1] = span._replace(text=found[-1].text + span.text)
+def _add(pieces: list[Span], span: Span) -> None:
+    """Append, joined with the last piece if it has the same style."""
+    if pieces and pieces[-1]._replace(text="") == span._replace(text="") and not span.target:
+        pieces[-1] = span._replace(text=pieces[-1].text + span.text)
     elif span.text:
-        found.append(span)
+        pieces.append(span)
 
 
 def plain(marked: str) -> str:
-    """The characters alone: for terminals and programs."""
+    """The text without markup, for terminals and programs."""
     return "".join(span.text for span in spans(marked))
 
 
 def tex(marked: str) -> str:
-    """The text for LaTeX; no character of it is read as a command."""
+    """The text as LaTeX; no character of it is read as a command."""
     return "".join(_styled(span) for span in spans(marked))
 
 
@@ -91,31 +91,32 @@ def _styled(span: Span) -> str:
 
 def tex_characters(text: str) -> str:
     r"""Characters for LaTeX. Scripts that pdfLaTeX lacks go through \other{characters}{code points}."""
-    pieces = re.split(r"([^\x00-\x7f]+)", re.sub(r"\s+", " ", text))
-    return "".join(_foreign(piece) if place % 2 else _ascii(piece) for place, piece in enumerate(pieces))
+    pieces = re.split(r"([^\x00-\x7f]+)", re.sub(r"\s+", " ", text))  # every second piece is not ASCII
+    return "".join(_not_ascii(piece) if place % 2 else _ascii(piece) for place, piece in enumerate(pieces))
 
 
 def _ascii(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in text if c.isprintable()).replace("--", "-{}-")
+    return "".join(TEX.get(c, c) for c in text if c.isprintable()).replace("--", "-{}-")  # no dash ligature
 
 
-def _foreign(text: str) -> str:
-    """Signs by their commands, accented Latin as it is, the rest through a macro that any engine can read."""
-    done = []
-    for known, run in _runs(text):
-        if known:
-            done += [TEX.get(c, c) for c in run]
+def _not_ascii(text: str) -> str:
+    """Signs by their commands, accented Latin as it is, the rest through a macro that every engine can read."""
+    parts = []
+    for printable, run in _runs(text):
+        if printable:
+            parts += [TEX.get(c, c) for c in run]
         else:
-            done.append(rf"\other{{{run}}}{{{' '.join(f'U+{ord(c):04X}' for c in run)}}}")
-    return "".join(done)
+            parts.append(rf"\other{{{run}}}{{{' '.join(f'U+{ord(c):04X}' for c in run)}}}")
+    return "".join(parts)
 
 
 def _runs(text: str) -> list[tuple[bool, str]]:
-    found: list[tuple[bool, str]] = []
+    """The text in runs of characters, and whether pdfLaTeX can set them."""
+    runs: list[tuple[bool, str]] = []
     for c in text:
-        known = c in TEX or (ord(c) < 0x180 and unicodedata.category(c).startswith("L"))
-        if found and found[-1][0] == known:
-            found[-1] = (known, found[-1][1] + c)
+        printable = c in TEX or (ord(c) < 0x180 and unicodedata.category(c).startswith("L"))  # Latin up to Extended-A
+        if runs and runs[-1][0] == printable:
+            runs[-1] = (printable, runs[-1][1] + c)
         else:
-            found.append((known, c))
-    return found
+            runs.append((printable, c))
+    return runs

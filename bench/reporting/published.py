@@ -1,12 +1,13 @@
-"""Numbers from papers, each with its conditions and its source: reading and checking `published.csv`."""
+"""Published results, each with its conditions and its source: reading and checking `published.csv`."""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from bench.config.stage import Plan
 from bench.errors import BenchError, nearest, unknown
@@ -20,8 +21,9 @@ CONTEXT = ("mae", "dino", "mocov3")  # shown beside the methods of a study
 METHODS = ("vit", "deit", "beit", "data2vec", *CONTEXT)
 
 
-class Published(NamedTuple):
-    """One number that somebody published. Epochs are of pretraining; empty text: the source does not say."""
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One published number. Empty text: the source does not say."""
 
     id: str  # letters, digits and dashes; what a study's arm names as the row it reproduces
     method: str
@@ -39,38 +41,43 @@ class Published(NamedTuple):
     verified: bool  # read a second time at the source
 
 
+COLUMNS = tuple(field.name for field in fields(Published))
+
+
 def default_path() -> Path:
-    """The table that travels with bench."""
+    """The table that is shipped with bench."""
     return shipped("results/published.csv")
 
 
 def locate(results: Path) -> Path:
-    """The table beside the results, where there is one, else the one that travels with bench."""
+    """The table in the output folder where there is one, else the one that is shipped with bench."""
     own = results / "published.csv"
     return own if own.exists() else default_path()
 
 
 def read(path: Path) -> tuple[Published, ...]:
-    """All rows of a table; BenchError names the line of the first one that is wrong, or has no source."""
+    """All rows of a table; BenchError names the line of the first one that is wrong or has no source."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             lines = csv.DictReader(file)
-            if tuple(lines.fieldnames or ()) != Published._fields:
-                raise BenchError(f"{path}: the columns must be {', '.join(Published._fields)}")
-            found: dict[str, Published] = {}
+            if tuple(lines.fieldnames or ()) != COLUMNS:
+                raise BenchError(f"{path}: the columns must be {', '.join(COLUMNS)}")
+            rows: dict[str, Published] = {}
             for line in lines:
                 row = _row(line, f"{path}, line {lines.line_num}")
-                if row.id in found:
-                    raise BenchError(f"{path}, line {lines.line_num}: the id {row.id!r} stands above already")
-                found[row.id] = row
-            return tuple(found.values())
+                if row.id in rows:
+                    raise BenchError(
+                        f"{path}, line {lines.line_num}: the id {row.id!r} stands above already; use another"
+                    )
+                rows[row.id] = row
+            return tuple(rows.values())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BenchError(f"{path}: {error}") from None
 
 
 def _row(line: Mapping[str | None, str | None], where: str) -> Published:
-    if None in line or None in line.values():
-        raise BenchError(f"{where}: it has not {len(Published._fields)} columns")
+    if None in line or None in line.values():  # csv's sign for more or fewer cells than columns
+        raise BenchError(f"{where}: the row must have {len(COLUMNS)} columns, one for each name in the first line")
     text = {str(key): str(value).strip() for key, value in line.items()}
     if not SOURCE.match(text["source"]):
         raise BenchError(
@@ -79,21 +86,21 @@ def _row(line: Mapping[str | None, str | None], where: str) -> Published:
         )
     if not ID.fullmatch(text["id"]):
         raise BenchError(f"{where}: id {text['id']!r} is not made of small letters, digits and single dashes")
-    _one_of(text["kind"], get_args(Kind), f"{where}: kind")
-    _one_of(text["method"], METHODS, f"{where}: method")
-    _one_of(text["verified"], ("yes", "no"), f"{where}: verified")
+    _check_word(text["kind"], get_args(Kind), f"{where}: kind")
+    _check_word(text["method"], METHODS, f"{where}: method")
+    _check_word(text["verified"], ("yes", "no"), f"{where}: verified")
     numbers = {
         "value": _number(text["value"], f"{where}: value"),
         "resolution": int(_number(text["resolution"], where)),
     }
     if not 0 < numbers["value"] <= 100:
-        raise BenchError(f"{where}: value {text['value']} is not a percentage")
+        raise BenchError(f"{where}: value {text['value']} is not a percentage above 0 and up to 100")
     return Published(**{**text, **numbers, "verified": text["verified"] == "yes"})  # type: ignore[arg-type]
 
 
-def _one_of(word: str, known: Sequence[str], where: str) -> None:
-    if word not in known:
-        raise BenchError(f"{where} {word!r} is none of {', '.join(known)}.{nearest(word, known)}")
+def _check_word(word: str, allowed: Sequence[str], where: str) -> None:
+    if word not in allowed:
+        raise BenchError(f"{where} {word!r} is none of {', '.join(allowed)}.{nearest(word, allowed)}")
 
 
 def _number(text: str, where: str) -> float:
@@ -104,7 +111,7 @@ def _number(text: str, where: str) -> float:
 
 
 def by_id(rows: Sequence[Published], name: str, where: str) -> Published:
-    """The row that an arm reproduces; BenchError offers the nearest."""
+    """The row with this id, which an arm reproduces; BenchError offers the nearest id."""
     for row in rows:
         if row.id == name:
             return row
@@ -112,14 +119,14 @@ def by_id(rows: Sequence[Published], name: str, where: str) -> Published:
 
 
 def for_task(rows: Sequence[Published], task: str, metric: str, methods: Collection[str]) -> list[Published]:
-    """Rows about a task by its headline metric: the study's methods and the context methods, in a fixed order."""
+    """Rows about a task and its headline metric, of the study's methods and the context methods, in a fixed order."""
     order = {method: rank for rank, method in enumerate(METHODS)}
-    here = [row for row in rows if (row.task, row.metric) == (task, metric) and row.method in {*methods, *CONTEXT}]
-    return sorted(here, key=lambda row: (order[row.method], row.size, row.resolution, row.protocol, row.variant))
+    of_task = [row for row in rows if (row.task, row.metric) == (task, metric) and row.method in {*methods, *CONTEXT}]
+    return sorted(of_task, key=lambda row: (order[row.method], row.size, row.resolution, row.protocol, row.variant))
 
 
 def table_rows(rows: Sequence[Published]) -> list[dict[str, str]]:
-    """Published numbers for people, with conditions and source."""
+    """Published numbers as rows of text, with conditions and source."""
     return [
         {
             "method": f"*{escaped(row.method)}* \u2020" + (f" ({escaped(row.variant)})" if row.variant else ""),
@@ -138,7 +145,7 @@ def table_rows(rows: Sequence[Published]) -> list[dict[str, str]]:
 
 
 def check(plan: Plan, path: Path) -> None:
-    """BenchError when an arm is linked to a row that the table does not have."""
-    known = {row.id for row in read(path)}
-    for name in sorted({arm.published for arm in plan.arms if arm.published} - known):
-        raise unknown(f"published row for study {plan.study.name}", name, known)
+    """BenchError when an arm names a published row that the table does not have."""
+    ids = {row.id for row in read(path)}
+    for name in sorted({arm.published for arm in plan.arms if arm.published} - ids):
+        raise unknown(f"published row for study {plan.study.name}", name, ids)

@@ -59,53 +59,56 @@ class Report:
     files: tuple[Path, ...]
 
 
-def make(plan: Plan, results: Path, out: Path, allow: Sequence[str] = ()) -> Report:
-    """Write the report of `plan` from the runs under `results` into `out`. The same runs give the same bytes.
+def compare(plan: Plan, results: Path, out: Path, allow: Sequence[str] = ()) -> Report:
+    """Write report.html, .md, .json, table.csv, .tex, model-index.json and figures/ of a study into `out`.
 
-    allow: protocol keys in which rows may differ. Raises BenchError when `out` cannot be written or published.csv is
-    wrong; unusable runs are named in the report.
+    results: the output folder that holds its runs. allow: protocol keys in which two arms may differ and still be
+    subtracted. The same runs give the same bytes. A stage that is missing, failed or damaged is named in the report,
+    which is then not `complete`. Raises BenchError when `out` cannot be written or published.csv or a claim is wrong.
     """
-    _prepare(out)
-    found = analyse(plan, results, allow)
+    results, out = Path(results), Path(out)
+    _make_folder(out)
+    findings = analyse(plan, results, allow)
     with settings():
-        charts = all_charts(found)
-        drawn = [*map(draw, charts), *all_pictures(found.outcomes, found.comparisons)]
-    files = {**_texts(found, document(found, drawn)), **_figures(drawn)}
+        figures = [*map(draw, all_charts(findings)), *all_pictures(findings.outcomes, findings.comparisons)]
+    page = document(findings, figures)  # after the pictures: a damaged pictures.npz becomes one of `missing`
+    files = {**_texts(findings, page), **_images(figures)}
     _write(out, files)
-    return _report(found, out, tuple(out / name for name in sorted(files)))
+    return _report(findings, out, tuple(out / name for name in sorted(files)))
 
 
-def _texts(found: Findings, page: Document) -> dict[str, bytes]:
+def _texts(findings: Findings, page: Document) -> dict[str, bytes]:
     """Everything but the figures, by file name."""
     texts = {
         "report.md": markdown(page),
         "report.html": webpage(page),
-        "report.json": json_csv.report_json(found, page),
-        "table.csv": json_csv.table_csv(found),
+        "report.json": json_csv.report_json(findings, page),
+        "table.csv": json_csv.table_csv(findings),
         "table.tex": latex(page),
-        "model-index.json": json_csv.model_index(found),
+        "model-index.json": json_csv.model_index(findings),
     }
     return {name: text.encode() for name, text in texts.items()}
 
 
-def _figures(drawn: Sequence[Drawn]) -> dict[str, bytes]:
-    vector = {f"figures/{figure.name}.svg": figure.svg for figure in drawn}
-    return vector | {f"figures/{figure.name}.png": figure.png for figure in drawn}
+def _images(figures: Sequence[Drawn]) -> dict[str, bytes]:
+    """Every figure as SVG and as PNG, by file name."""
+    svgs = {f"figures/{figure.name}.svg": figure.svg for figure in figures}
+    return svgs | {f"figures/{figure.name}.png": figure.png for figure in figures}
 
 
-def _report(found: Findings, out: Path, files: tuple[Path, ...]) -> Report:
-    by_task = {task: found.table[found.table["task"] == task] for task in found.outcomes.tasks}
+def _report(findings: Findings, out: Path, files: tuple[Path, ...]) -> Report:
+    by_task = {task: findings.table[findings.table["task"] == task] for task in findings.outcomes.tasks}
     return Report(
         folder=out,
-        complete=not found.outcomes.missing,
-        missing=found.outcomes.missing,
-        answer=tuple(plain(sentence) for sentences in found.answer.values() for sentence in sentences),
+        complete=not findings.outcomes.missing,
+        missing=findings.outcomes.missing,
+        answer=tuple(plain(sentence) for sentences in findings.answer.values() for sentence in sentences),
         rows={task: _plain_rows(tables.main_rows(frame)) for task, frame in by_task.items()},
-        limits=tuple(plain(sentence) for sentence in found.limits),
-        claims=tuple(found.claims),
-        scores=found.table,
-        differences=tables.differences(found.comparisons),
-        convergence=found.levels,
+        limits=tuple(plain(sentence) for sentence in findings.limits),
+        claims=tuple(findings.claims),
+        scores=findings.table,
+        differences=tables.differences(findings.comparisons),
+        convergence=findings.levels,
         files=files,
     )
 
@@ -114,8 +117,8 @@ def _plain_rows(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{column: plain(cell) for column, cell in row.items()} for row in rows]
 
 
-def _prepare(out: Path) -> None:
-    """Make the folder first: who cannot write there need not wait for the report."""
+def _make_folder(out: Path) -> None:
+    """Before anything is computed: nobody should wait for a report that cannot be written."""
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,7 +126,7 @@ def _prepare(out: Path) -> None:
 
 
 def _write(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files, then remove figures of an earlier report that this one does not have."""
+    """Write all files, then remove the figures of an earlier report that are not among them."""
     for name, content in files.items():
         write_atomic(out / name, content)
     for old in (*out.glob("figures/*.svg"), *out.glob("figures/*.png")):

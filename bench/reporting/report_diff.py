@@ -1,29 +1,31 @@
-"""Two reports of the same arms, of two versions of a recipe or of this program: what became better, what worse.
+"""Two reports of the same arms, from two versions of a recipe or of this program: what became better or worse.
 
-A report holds no per-image predictions, so images and seeds are taken as independent between the two: an interval here
-is wider than the paired one of a single report.
+A report.json holds no per-image predictions, so images and seeds count as independent between the two: an interval is
+wider than the paired one within a report.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan, nan, sqrt
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from scipy import stats
 
 from bench.errors import BenchError
 from bench.stats import intervals
 
-READS = 2  # format of report.json
-NORMAL = float(stats.norm.ppf(0.5 + intervals.LEVEL / 2))
-NOT_PROTOCOL = ("task", "arm", "label", "fingerprint")
+READS = 2  # the format of report.json that this module understands
+NORMAL = float(stats.norm.ppf(0.5 + intervals.LEVEL / 2))  # half of a 95 % interval, in standard errors
+NOT_PROTOCOL = ("task", "arm", "label", "fingerprint")  # columns of a fingerprint row that are no protocol keys
 Verdict = Literal["better", "worse", "not distinguishable", "not comparable", "only before", "only after"]
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Change:
     """One arm in two reports. Scores in percent, differences (after - before) and their interval in points."""
 
     task: str
@@ -39,36 +41,40 @@ class Change(NamedTuple):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A report.json; BenchError when it is none, or of another format."""
+    """The content of a report.json; BenchError when the file is none, or of another format."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BenchError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise BenchError(f"{path} is not JSON: {error}") from None
-    made_by = found.get("format") if isinstance(found, dict) else None
-    if made_by != READS or "arms" not in found:
-        raise BenchError(f"{path} is no report.json of this version (format {made_by}, this one reads {READS})")
-    return found
+    written = report.get("format") if isinstance(report, dict) else None
+    if written != READS or "arms" not in report:
+        raise BenchError(
+            f"{path} is no report.json of this version (format {written}, this one reads {READS}); "
+            "write it again with bench compare"
+        )
+    return report
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """Every arm of two reports, found in the other by task and id, or else by task and label."""
+    """Every arm of two reports, matched by task and id, or else by task and label."""
     old, new = before["arms"], after["arms"]
-    pairs = [(row, _same(row, new)) for row in old]
-    taken = [id(match) for _, match in pairs if match is not None]
+    pairs = [(row, _match(row, new)) for row in old]
+    matched = [id(match) for _, match in pairs if match is not None]
     protocols = [
         {(row["task"], row["arm"]): row for row in report.get("fingerprints", [])} for report in (before, after)
     ]
-    found = [_change(row, match, protocols) for row, match in pairs]
-    return found + [_alone(row, "only after") for row in new if id(row) not in taken]
+    old_rows = [_change(row, match, protocols) for row, match in pairs]
+    return old_rows + [_unmatched(row, "only after") for row in new if id(row) not in matched]
 
 
-def _same(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _match(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The same arm in the other report; None where none or several could be it."""
     for key in ("arm", "label"):
-        found = [other for other in others if (other["task"], other[key]) == (row["task"], row[key])]
-        if len(found) == 1:
-            return found[0]
+        matches = [other for other in others if (other["task"], other[key]) == (row["task"], row[key])]
+        if len(matches) == 1:
+            return matches[0]
     return None
 
 
@@ -76,24 +82,24 @@ def _change(
     row: Mapping[str, Any], match: Mapping[str, Any] | None, protocols: Sequence[Mapping[Any, Mapping[str, Any]]]
 ) -> Change:
     if match is None:
-        return _alone(row, "only before")
+        return _unmatched(row, "only before")
     scores = _number(row["score"]), _number(match["score"])
     conflicts = _conflicts(
-        *(rows.get((one["task"], one["arm"]), {}) for rows, one in zip(protocols, (row, match), strict=True))
+        *(keys.get((arm["task"], arm["arm"]), {}) for keys, arm in zip(protocols, (row, match), strict=True))
     )
     if any(map(isnan, scores)):
-        return _of(row, match, nan, (nan, nan), "not comparable", "no score")
+        return _pair(row, match, nan, (nan, nan), "not comparable", "no score")
     if conflicts:
-        return _of(row, match, nan, (nan, nan), "not comparable", "; ".join(conflicts))
+        return _pair(row, match, nan, (nan, nan), "not comparable", "; ".join(conflicts))
     difference = scores[1] - scores[0]
-    reach, why = _reach(row, match)
+    margin, why = _margin(row, match)
     verdict: Verdict = "not distinguishable"
-    if abs(difference) > reach:
+    if abs(difference) > margin:
         verdict = "better" if difference > 0 else "worse"
-    return _of(row, match, difference, (difference - reach, difference + reach), verdict, why)
+    return _pair(row, match, difference, (difference - margin, difference + margin), verdict, why)
 
 
-def _of(
+def _pair(
     row: Mapping[str, Any],
     match: Mapping[str, Any],
     difference: float,
@@ -107,29 +113,29 @@ def _of(
     return Change(row["task"], row["label"] or row["arm"], *scores, difference, *interval, verdict, why, ratio)
 
 
-def _alone(row: Mapping[str, Any], verdict: Verdict) -> Change:
+def _unmatched(row: Mapping[str, Any], verdict: Verdict) -> Change:
     score = _number(row["score"])
     scores = (score, nan) if verdict == "only before" else (nan, score)
     return Change(row["task"], row["label"] or row["arm"], *scores, nan, nan, nan, verdict, "", nan)
 
 
-def _reach(row: Mapping[str, Any], match: Mapping[str, Any]) -> tuple[float, str]:
-    """Half the 95 % interval of a difference: of images and of training again, where both were trained more than once.
+def _margin(row: Mapping[str, Any], match: Mapping[str, Any]) -> tuple[float, str]:
+    """Half the 95 % interval of a difference, and what it leaves out; over seeds as well where both have several.
 
-    Welch's variance, with Satterthwaite's degrees of freedom for what the seeds tell.
+    Welch's variance, with Satterthwaite's degrees of freedom for the part that comes from the seeds.
     """
     images = sum(((row["high"] - row["low"]) / (2 * NORMAL)) ** 2 for row in (row, match))
-    counts = [int(one["seeds"]) for one in (row, match)]
+    counts = [int(arm["seeds"]) for arm in (row, match)]
     if min(counts) < 2:
         return NORMAL * sqrt(images), "trained once: other images alone"
-    seeds = [one["sd"] ** 2 / count for one, count in zip((row, match), counts, strict=True)]
+    seeds = [arm["sd"] ** 2 / count for arm, count in zip((row, match), counts, strict=True)]
     spread = sum(part**2 / (count - 1) for part, count in zip(seeds, counts, strict=True))
-    freedom = (sum(seeds) + images) ** 2 / spread if spread else float("inf")
+    freedom = (sum(seeds) + images) ** 2 / spread if spread else float("inf")  # all seeds equal: images alone
     return float(stats.t.ppf(0.5 + intervals.LEVEL / 2, freedom)) * sqrt(sum(seeds) + images), ""
 
 
 def _conflicts(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Protocol keys that differ."""
+    """Protocol keys that both reports know and in which they differ: 'resolution 224 vs 384'."""
     keys = [key for key in before if key not in NOT_PROTOCOL and key in after]
     return [f"{key} {before[key]} vs {after[key]}" for key in keys if before[key] != after[key]]
 
@@ -138,23 +144,23 @@ def _number(value: Any) -> float:
     return nan if value is None else float(value)
 
 
-def rows(found: Sequence[Change]) -> list[dict[str, str]]:
-    """Changes as rows of text."""
+def rows(changes: Sequence[Change]) -> list[dict[str, str]]:
+    """Changes as rows of text; a cell without a number is empty."""
     return [
         {
-            "task": one.task,
-            "arm": one.label,
-            "before": _shown(one.before),
-            "after": _shown(one.after),
-            "difference": _shown(one.difference, sign=True),
-            "95 % interval": "" if isnan(one.low) else f"{one.low:+.2f} to {one.high:+.2f}",
-            "verdict": one.verdict,
-            "device-hours": "" if isnan(one.hours) else f"x {one.hours:.3g}",
-            "because": one.why,
+            "task": change.task,
+            "arm": change.label,
+            "before": _score(change.before),
+            "after": _score(change.after),
+            "difference": _score(change.difference, sign=True),
+            "95 % interval": "" if isnan(change.low) else f"{change.low:+.2f} to {change.high:+.2f}",
+            "verdict": change.verdict,
+            "device-hours": "" if isnan(change.hours) else f"x {change.hours:.3g}",
+            "because": change.why,
         }
-        for one in found
+        for change in changes
     ]
 
 
-def _shown(value: float, sign: bool = False) -> str:
+def _score(value: float, sign: bool = False) -> str:
     return "" if isnan(value) else f"{value:+.2f}" if sign else f"{value:.2f}"

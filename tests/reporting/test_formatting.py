@@ -66,8 +66,8 @@ def test_small_p_values_are_not_shown_as_zero() -> None:
 
 
 def test_marked_text_is_read_as_it_was_written() -> None:
-    found = spans(f"**71.20** {escaped('a*b')} [2](#note-2), `x-1`")
-    assert found == (
+    pieces = spans(f"**71.20** {escaped('a*b')} [2](#note-2), `x-1`")
+    assert pieces == (
         Span("71.20", bold=True), Span(" a*b "), Span("2", target="note-2"), Span(", "), Span("x-1", code=True),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ HOSTILE = {
     "data2vec": "\u65b9\u6cd5 \u0645\u0642\u0627\u0631\u0646\u0629 --> ]]> {{ 7*7 }}",
 }
 CHROMIUM = os.environ.get("BENCH_CHROMIUM") or next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path and none in BENCH_CHROMIUM")
 
@@ -101,14 +101,14 @@ def test_every_section_stands_in_its_order(report: Report) -> None:
 def test_every_link_within_the_page_has_its_target(report: Report) -> None:
     tags = Elements(html_of(report)).tags
     targets = {attributes["id"] for _, attributes in tags if attributes.get("id")}
-    asked = {(attributes.get("href") or "#")[1:] for tag, attributes in tags if tag == "a"}
-    assert asked and asked <= targets
+    links = {(attributes.get("href") or "#")[1:] for tag, attributes in tags if tag == "a"}
+    assert links and links <= targets
 
 
 def test_marks_of_charts_tell_their_numbers(report: Report) -> None:
     titles = re.findall(r"<title>([^<]*)</title>", html_of(report))
-    assert any(re.fullmatch(r"beit: \d+\.\d\d, 95 % interval \d+\.\d\d to \d+\.\d\d", told) for told in titles)
-    assert any(re.match(r"vit: [\d.]+ \([\d.]+ to [\d.]+\) at 30 k images seen", told) for told in titles)
+    assert any(re.fullmatch(r"beit: \d+\.\d\d, 95 % interval \d+\.\d\d to \d+\.\d\d", title) for title in titles)
+    assert any(re.match(r"vit: [\d.]+ \([\d.]+ to [\d.]+\) at 30 k images seen", title) for title in titles)
 
 
 def test_hostile_names_are_shown_and_never_read_as_markup(hostile: Report) -> None:

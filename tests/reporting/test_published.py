@@ -6,13 +6,12 @@ import pytest
 
 from bench.errors import BenchError
 from bench.reporting import published
-from bench.reporting.published import Published
 
 GOOD = 'beit-base,beit,,base,224,ImageNet-1k,800,imagenet1k,fine-tuned,top1,83.2,"arXiv 2106.08254, Table 1",quoted,no'
 
 
 def table(path: Path, row: str) -> Path:
-    path.write_text(",".join(Published._fields) + "\n" + row + "\n")
+    path.write_text(",".join(published.COLUMNS) + "\n" + row + "\n")
     return path
 
 

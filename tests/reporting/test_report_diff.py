@@ -23,8 +23,8 @@ def report(*arms, **protocol):
 
 
 def only(before, after):
-    (found,) = changes(before, after)
-    return found
+    (change,) = changes(before, after)
+    return change
 
 
 def test_a_gain_beyond_seeds_and_images_is_better_and_a_loss_worse() -> None:
@@ -32,27 +32,27 @@ def test_a_gain_beyond_seeds_and_images_is_better_and_a_loss_worse() -> None:
     assert only(report(arm(82.0)), report(arm(80.0))).verdict == "worse"
 
 
-def test_a_difference_within_the_noise_is_not_told() -> None:
-    found = only(report(arm(80.0)), report(arm(80.3)))
-    assert found.verdict == "not distinguishable"
-    assert found.low < 0 < found.high
+def test_a_difference_within_the_noise_has_no_direction() -> None:
+    change = only(report(arm(80.0)), report(arm(80.3)))
+    assert change.verdict == "not distinguishable"
+    assert change.low < 0 < change.high
 
 
 def test_arms_trained_once_speak_of_images_alone() -> None:
-    found = only(report(arm(80.0, seeds=1, sd=None)), report(arm(81.0, seeds=1, sd=None)))
-    assert found.why == "trained once: other images alone"
-    assert found.high - found.low == pytest.approx(2 * 0.3 * 2**0.5)
+    change = only(report(arm(80.0, seeds=1, sd=None)), report(arm(81.0, seeds=1, sd=None)))
+    assert change.why == "trained once: other images alone"
+    assert change.high - change.low == pytest.approx(2 * 0.3 * 2**0.5)
 
 
 def test_another_protocol_is_not_compared() -> None:
-    found = only(report(arm(80.0), resolution="224"), report(arm(85.0), resolution="384"))
-    assert (found.verdict, found.why) == ("not comparable", "resolution 224 vs 384")
-    assert rows([found])[0]["difference"] == ""
+    change = only(report(arm(80.0), resolution="224"), report(arm(85.0), resolution="384"))
+    assert (change.verdict, change.why) == ("not comparable", "resolution 224 vs 384")
+    assert rows([change])[0]["difference"] == ""
 
 
 def test_arms_of_one_report_only_are_named() -> None:
-    found = changes(report(arm(80.0), arm(70.0, label="old")), report(arm(60.0, label="new"), arm(80.0)))
-    assert {(one.label, one.verdict) for one in found} == {
+    arms = changes(report(arm(80.0), arm(70.0, label="old")), report(arm(60.0, label="new"), arm(80.0)))
+    assert {(change.label, change.verdict) for change in arms} == {
         ("ViT", "not distinguishable"), ("old", "only before"), ("new", "only after")
     }  # fmt: skip
 

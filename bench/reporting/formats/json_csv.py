@@ -46,7 +46,7 @@ def report_json(found: Findings, document: Document) -> str:
         "deviations": list(found.deviations),
         "flips": [flip._asdict() for flip in found.flips],
         "departures": [plain(text) for text in found.notes.texts],
-        "published": [row._asdict() for rows in found.published.values() for row in rows],
+        "published": [asdict(row) for rows in found.published.values() for row in rows],
         "convergence": found.convergence.to_dict("list"),
         **{name: getattr(found, name).to_dict("records") for name in FRAMES},
         "provenance": found.provenance._asdict(),
@@ -126,7 +126,7 @@ def table_csv(found: Findings) -> str:
     """Measured rows, then published ones; the column `kind` tells them apart."""
     measured = found.table.assign(kind="measured")
     quoted = pd.DataFrame(
-        [{**row._asdict(), "score": row.value} for rows in found.published.values() for row in rows]
+        [{**asdict(row), "score": row.value} for rows in found.published.values() for row in rows]
     ).drop(columns="value", errors="ignore")
     frame = pd.concat([measured, quoted], ignore_index=True) if len(quoted) else measured
     columns = ["kind", *(column for column in frame.columns if column != "kind")]
