@@ -21,7 +21,7 @@ from bench.errors import BenchError
 from bench.reporting import Report, compare
 from bench.reporting.analysis.departures import differing_values
 from bench.reporting.analysis.findings import analyse
-from bench.reporting.figures.image_grids import _flipped, _telling
+from bench.reporting.figures.image_grids import _choose_images, _flipped
 from bench.reporting.follow import changes
 from bench.reporting.formats.json_csv import model_index
 from bench.reporting.formats.markdown import markdown
@@ -375,9 +375,9 @@ def test_pictures_show_images_on_which_the_arms_disagree() -> None:
     labels = np.zeros(20, int)
     alike = {"images": np.zeros((20, 3, 4, 4), np.uint8), "labels": labels, "predictions": labels}
     other = {**alike, "predictions": np.where(np.isin(np.arange(20), [7, 9, 15, 17]), 1, 0)}
-    assert _telling([("a", alike), ("b", other)]).tolist() == [0, 1, 2, 7, 9, 15]
-    assert _telling([("a", alike)]).tolist() == [0, 1, 2, 3, 4, 5]
-    assert _telling([]).tolist() == [0, 1, 2, 3, 4, 5]
+    assert _choose_images([("a", alike), ("b", other)]).tolist() == [0, 1, 2, 7, 9, 15]
+    assert _choose_images([("a", alike)]).tolist() == [0, 1, 2, 3, 4, 5]
+    assert _choose_images([]).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_flips_show_what_one_arm_gets_right_and_the_other_wrong() -> None:

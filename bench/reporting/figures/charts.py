@@ -1,12 +1,13 @@
-"""Charts as data: what is drawn of the scores, of convergence, of costs and of training before the labels.
+"""Charts as data: scores, convergence, costs and the curves of pretraining.
 
-`figures` draws them into files, `svg` into the page; neither computes a number.
+`matplotlib_charts` draws them into files, `svg` into the page; neither computes a number.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,21 +25,22 @@ COSTS = {"images_all": "images seen, upstream included", "device_hours_all": "de
 
 
 class Bar(NamedTuple):
-    """An arm on a scale: a value with its interval, and single seeds."""
+    """An arm on a scale: its score with the interval, and single seeds."""
 
     label: str
-    place: int  # of the arm in the plan: says its colour
+    place: int  # of the arm in the plan; gives its colour
     value: float
     low: float
     high: float
     seeds: tuple[float, ...] = ()
 
 
-class Line(NamedTuple):
-    """A curve with its band; one point is a mark. `lead`: dotted from zero up to its first point."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """A curve with its band; a single point is a mark. `lead`: dotted from zero up to its first point."""
 
     label: str
-    place: int
+    place: int  # of the arm in the plan; -1: no arm of the plan
     x: np.ndarray
     y: np.ndarray
     low: np.ndarray
@@ -47,7 +49,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves or marks over common axes. `reference`: what others published, behind the curves."""
+    """Curves or marks over common axes. `reference`: published curves, drawn behind them."""
 
     title: str
     x_label: str
@@ -66,18 +68,19 @@ class Chart(NamedTuple):
     panels: tuple[Panel, ...] = ()
 
 
-def all_charts(found: Findings) -> list[Chart]:
-    """Every chart of a report in the order in which they are shown. What has no data is left out."""
-    places, before, table = _places(found.outcomes), curves.pretraining(found.outcomes), found.table
+def all_charts(findings: Findings) -> list[Chart]:
+    """Every chart of a report, in reading order. Charts without data are left out."""
+    places, table = _places(findings.outcomes), findings.table
     charts = []
-    for comparison in found.comparisons:
-        here = found.convergence[found.convergence["task"] == comparison.task]
+    for comparison in findings.comparisons:
+        curve = findings.convergence[findings.convergence["task"] == comparison.task]
         charts += [
             *([_scores(comparison, places)] if comparison.scores else []),
-            *([_convergence(here, comparison, places)] if not here.empty else []),
+            *([_convergence(curve, comparison, places)] if not curve.empty else []),
             *_costs(table[table["task"] == comparison.task], comparison, places),
         ]
-    return [*charts, _before(before, found.reference_curves)] if not before.empty else charts
+    pretraining = curves.pretraining(findings.outcomes)
+    return charts if pretraining.empty else [*charts, _pretraining(pretraining, findings.reference_curves)]
 
 
 def _places(outcomes: Outcomes) -> dict[str, int]:
@@ -129,8 +132,8 @@ def _costs(table: pd.DataFrame, comparison: Comparison, places: Mapping[str, int
     """Score against cost, a mark per arm, where at least two arms have both."""
     panels: list[Panel] = []
     for column, meaning in COSTS.items():
-        if column in table and (known := table[table["score"].notna() & (table[column] > 0)]).shape[0] > 1:
-            lines = tuple(_mark(row, row[column], places) for row in known.to_dict("records"))
+        if column in table and (arms := table[table["score"].notna() & (table[column] > 0)]).shape[0] > 1:
+            lines = tuple(_mark(row, row[column], places) for row in arms.to_dict("records"))
             panels.append(Panel("", meaning, "" if panels else f"{metric_name(comparison.metric)} (%)", lines))
     caption = "Score against cost. Upright bars: 95 % interval over images. Up and to the left is better."
     return [Chart(f"cost-{slug(comparison.task)}", caption, panels=tuple(panels))] if panels else []
@@ -142,30 +145,30 @@ def _mark(row: Mapping[Any, Any], cost: float, places: Mapping[str, int]) -> Lin
     return Line(name, places[name], x, y, low, high)
 
 
-def _before(frame: pd.DataFrame, reference: pd.DataFrame) -> Chart:
-    """A panel for every stage and quantity: losses of different methods share no scale."""
+def _pretraining(frame: pd.DataFrame, reference: pd.DataFrame) -> Chart:
+    """A panel for every pretraining stage and quantity: losses of different methods have no common scale."""
     panels = []
     for (stage, metric), curve in frame.groupby(["stage", "metric"], sort=False):
         band = curves.band(curve, "epoch")
         line = Line(str(stage), 0, band.x, band.mean, band.low, band.high)
         title = f"{stage}: {str(metric).replace('_', ' ')}"
         panels.append(Panel(title, "epochs", "", (line,), _reference(reference, str(stage), str(metric), band.x)))
-    known = any(panel.reference for panel in panels)
+    has_reference = any(panel.reference for panel in panels)
     caption = "Training before the labels, on training data. Line: mean over seeds; band: lowest to highest seed." + (
-        " Grey: what the authors published, with the band in which it is expected." if known else ""
+        " Grey: what the authors published, with the band in which it is expected." if has_reference else ""
     )
     return Chart("pretraining", caption, panels=tuple(panels))
 
 
 def _reference(frame: pd.DataFrame, stage: str, metric: str, x: np.ndarray) -> tuple[Line, ...]:
-    """The published curve of a stage and quantity, as far as this training went."""
+    """The published curve of a stage and quantity, up to 5 % beyond the end of this training."""
     if frame.empty or not len(x):
         return ()
-    here = frame[(frame["stage"] == stage) & (frame["metric"] == metric) & (frame["epoch"] <= 1.05 * x.max())]
-    here = here.sort_values("epoch")
-    if here.empty:
+    curve = frame[(frame["stage"] == stage) & (frame["metric"] == metric) & (frame["epoch"] <= 1.05 * x.max())]
+    curve = curve.sort_values("epoch")
+    if curve.empty:
         return ()
-    return (Line("published", -1, *(here[name].to_numpy(float) for name in ("epoch", "value", "low", "high"))),)
+    return (Line("published", -1, *(curve[name].to_numpy(float) for name in ("epoch", "value", "low", "high"))),)
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -176,4 +179,4 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     power = 10 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [round(number * step, 12) for number in range(first, last + 1)]  # 3 * 0.1 is 0.3, not 0.30000000000000004

@@ -1,4 +1,4 @@
-"""Pictures: what was hidden, what a tokenizer sees, what arms predict and where they look.
+"""Grids of images: masked patches, tokens and reconstructions, predictions, attention and label maps.
 
 Letters: K images, g patches along a side, H W pixels.
 """
@@ -15,24 +15,24 @@ from bench.errors import BenchError
 from bench.reporting.analysis.comparisons import Comparison
 from bench.reporting.analysis.outcomes import Outcomes, StageRun, label_of
 from bench.reporting.figures import style
-from bench.reporting.figures.stored_arrays import Arrays, pictures
+from bench.reporting.figures.stored_arrays import Arrays, read_arrays
 from bench.reporting.figures.style import Drawn
 from bench.reporting.formatting import escaped, slug
 
 MOST = 6  # images side by side
 RIVALS = 3  # arms that the best one is shown against
-EMPTY = np.full((1, 1, 3), 255, np.uint8)  # a place without a picture
-LEVELS = 8  # neighbouring brightnesses shown as one: nobody sees it, and the files are half as large
+EMPTY = np.full((1, 1, 3), 255, np.uint8)  # a cell without an image
+LEVELS = 8  # grey levels merged into one: not visible, and the files are half as large
 GAP, FRAME = 3, 2  # pixels between images, and of a coloured frame around one
 RIGHT, WRONG = "#0072B2", "#D55E00"
-GOLDEN = 0.61803398875  # turns of hue between neighbouring numbers: they never look alike
-# The first classes after the background, told apart by the colour-blind too (Tol's bright and vibrant schemes).
+GOLDEN = 0.61803398875  # hue step between neighbouring numbers, the golden ratio: similar hues are far apart
+# The first classes after the background; safe for the colour-blind (Tol's bright and vibrant schemes).
 CLASSES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#EE7733", "#009988", "#BBBBBB", "#DDAAFF")
 IGNORED = 255  # pixels of a label map that are not scored
 
 
 class GridCell(NamedTuple):
-    """One picture of a grid: pixels uint8 (H,W,3), what stands above it, the colour of its frame."""
+    """One image of a grid: pixels uint8 (H,W,3), the title above it, the colour of its frame."""
 
     pixels: np.ndarray
     title: str = ""
@@ -40,47 +40,47 @@ class GridCell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Pictures side by side and what they are."""
+    """Images side by side, and what they are."""
 
     title: str
     cells: list[GridCell]
 
 
 def all_pictures(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> list[Drawn]:
-    """Every grid of pictures of a report: pretraining stages in the order of the plan, then tasks."""
-    stages = [held for held in outcomes.stages.values() if held.stage.kind in ("tokenizer", "pretrain")]
-    found = [(held, _stored(outcomes, held)) for held in _first_seeds(stages)]
-    drawn = [_hidden(held, _only(arrays, np.arange(MOST))) for held, arrays in found if "images" in arrays]
+    """Every grid of images of a report: pretraining stages in the order of the plan, then tasks."""
+    stages = [run for run in outcomes.stages.values() if run.stage.kind in ("tokenizer", "pretrain")]
+    stored = [(run, _stored(outcomes, run)) for run in _first_seeds(stages)]
+    grids = [_pretraining(run, _select(arrays, np.arange(MOST))) for run, arrays in stored if "images" in arrays]
     for comparison in comparisons:
-        drawn += _of_task(outcomes, comparison)
-    return drawn
+        grids += _of_task(outcomes, comparison)
+    return grids
 
 
-def _stored(outcomes: Outcomes, held: StageRun) -> Arrays:
-    """The pictures of a stage; a damaged file is named in the report, which goes on without it."""
+def _stored(outcomes: Outcomes, run: StageRun) -> Arrays:
+    """The arrays that a stage stored; a damaged file is named in the report, which does without it."""
     try:
-        return pictures(held)
+        return read_arrays(run)
     except BenchError as error:
         outcomes.problems.append(str(error))
         return {}
 
 
-def _only(arrays: Arrays, chosen: np.ndarray) -> Arrays:
-    """The chosen images, as far as there are so many."""
-    return {name: array[chosen[chosen < len(array)]] for name, array in arrays.items() if array.ndim}
+def _select(arrays: Arrays, indices: np.ndarray) -> Arrays:
+    """The images with these indices; indices beyond the end are dropped."""
+    return {name: array[indices[indices < len(array)]] for name, array in arrays.items() if array.ndim}
 
 
 def _first_seeds(stages: Sequence[StageRun]) -> list[StageRun]:
     """One finished stage of every method, variant and kind: seeds look alike."""
     first: dict[tuple[str, str, str], StageRun] = {}
-    for held in stages:
-        if held.state == "done":
-            first.setdefault((held.stage.method, held.stage.variant, held.stage.kind), held)
+    for run in stages:
+        if run.state == "done":
+            first.setdefault((run.stage.method, run.stage.variant, run.stage.kind), run)
     return list(first.values())
 
 
-def _hidden(held: StageRun, arrays: Arrays) -> Drawn:
-    """Images of a pretraining or tokenizer stage with what was hidden, the words, and their reconstruction."""
+def _pretraining(run: StageRun, arrays: Arrays) -> Drawn:
+    """Images of a pretraining or tokenizer stage with the masked patches, the tokens, and their reconstruction."""
     images = _upright(arrays["images"])
     rows = [Row("image", _cells(images))]
     if "hidden" in arrays:
@@ -89,14 +89,14 @@ def _hidden(held: StageRun, arrays: Arrays) -> Drawn:
         rows.append(Row("words", _cells(map(_tints, arrays["words"]))))
     if "reconstruction" in arrays:
         rows.append(Row("from the words", _cells(_upright(arrays["reconstruction"]))))
-    stage = held.stage
+    stage = run.stage
     name = f"{stage.method}:{stage.variant}" if stage.variant else stage.method
-    told = [text for key, text in _TOLD.items() if key in arrays]
-    caption = f"{escaped(name)}, {stage.kind} (seed {stage.seed}). {' '.join(told)}"
+    legend = " ".join(text for key, text in _LEGEND.items() if key in arrays)
+    caption = f"{escaped(name)}, {stage.kind} (seed {stage.seed}). {legend}"
     return _grid(rows, f"{stage.kind}-{slug(name)}", caption)
 
 
-_TOLD = {
+_LEGEND = {
     "hidden": "Grey patches are hidden from the student.",
     "words": "A colour stands for a word of the codebook.",
     "reconstruction": "Last row: what the tokenizer's decoder makes of the words.",
@@ -108,8 +108,8 @@ def _upright(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 2, 3, 1)
 
 
-def _cells(pictured: Iterable[np.ndarray]) -> list[GridCell]:
-    return [GridCell(pixels) for pixels in pictured]
+def _cells(images: Iterable[np.ndarray]) -> list[GridCell]:
+    return [GridCell(pixels) for pixels in images]
 
 
 def _covered(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
@@ -124,7 +124,7 @@ def _enlarged(patches: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _tints(numbers: np.ndarray) -> np.ndarray:
-    """A colour for every number (h,w) -> uint8 (h,w,3); 0 is dark grey, as background."""
+    """A colour for every number (h,w) -> uint8 (h,w,3); 0, the background, is dark grey."""
     hue = (numbers * GOLDEN) % 1.0
     value = np.where(numbers % 2, 0.95, 0.75)
     tints = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.65), value], -1))
@@ -133,43 +133,43 @@ def _tints(numbers: np.ndarray) -> np.ndarray:
 
 def _class_tints(classes: np.ndarray) -> np.ndarray:
     """A colour for every class (h,w) -> (h,w,3)."""
-    first = np.array([to_rgb(colour) for colour in CLASSES]) * 255
-    known = (classes >= 1) & (classes <= len(CLASSES))
-    return np.where(known[..., None], first[np.where(known, classes - 1, 0)], _tints(classes))
+    palette = np.array([to_rgb(colour) for colour in CLASSES]) * 255
+    in_palette = (classes >= 1) & (classes <= len(CLASSES))
+    return np.where(in_palette[..., None], palette[np.where(in_palette, classes - 1, 0)], _tints(classes))
 
 
 def _of_task(outcomes: Outcomes, comparison: Comparison) -> list[Drawn]:
-    """Predictions, attention and label maps of the first seed of every arm that stored pictures."""
-    found: list[tuple[str, Arrays]] = []
+    """Predictions, attention and label maps of the first seed of every arm that stored some."""
+    stored: list[tuple[str, Arrays]] = []
     task = comparison.task
     for arm in outcomes.of_task(task):
         if arm.seeds:
-            held = outcomes.stages[arm.planned.stages[arm.seeds[0].seed]["evaluate"]]
-            found.append((label_of(arm.planned), _stored(outcomes, held)))
-    chosen = _telling(found)
-    shown = [(name, _only(arrays, chosen)) for name, arrays in found]
-    order = [label_of(score.arm.planned) for score in comparison.ranked]
-    grids = [figure for draw in (_predictions, _attention, _overlays) for figure in draw(task, shown)]
-    return [*grids, *_flips(task, order, dict(found))]
+            run = outcomes.stages[arm.planned.stages[arm.seeds[0].seed]["evaluate"]]
+            stored.append((label_of(arm.planned), _stored(outcomes, run)))
+    indices = _choose_images(stored)
+    selected = [(name, _select(arrays, indices)) for name, arrays in stored]
+    ranking = [label_of(score.arm.planned) for score in comparison.ranked]
+    grids = [figure for draw in (_predictions, _attention, _overlays) for figure in draw(task, selected)]
+    return [*grids, *_flips(task, ranking, dict(stored))]
 
 
-def _telling(found: list[tuple[str, Arrays]]) -> np.ndarray:
-    """Images to show: half are the first on which the arms disagree, half the first on which they agree, if so many."""
-    right = [arrays["predictions"] == arrays["labels"] for _, arrays in _having(found, "labels", "predictions")]
-    if len({len(one) for one in right}) != 1:
+def _choose_images(arms: list[tuple[str, Arrays]]) -> np.ndarray:
+    """Indices of the images to show: the first on which arms disagree, up to half, and the first on which they agree."""
+    right = [arrays["predictions"] == arrays["labels"] for _, arrays in _with_arrays(arms, "labels", "predictions")]
+    if len({len(images) for images in right}) != 1:  # no arm, or not the same images
         return np.arange(MOST)
-    shares = np.mean(right, axis=0)
-    split = (shares > 0) & (shares < 1)
-    disagreed, agreed = np.flatnonzero(split), np.flatnonzero(~split)
-    return np.sort(np.concatenate([disagreed[: MOST // 2], agreed, disagreed[MOST // 2 :]])[:MOST])
+    share_right = np.mean(right, axis=0)
+    disputed = (share_right > 0) & (share_right < 1)
+    disagree, agree = np.flatnonzero(disputed), np.flatnonzero(~disputed)
+    return np.sort(np.concatenate([disagree[: MOST // 2], agree, disagree[MOST // 2 :]])[:MOST])
 
 
-def _having(found: list[tuple[str, Arrays]], *names: str) -> list[tuple[str, Arrays]]:
-    return [(name, arrays) for name, arrays in found if {"images", *names} <= set(arrays)]
+def _with_arrays(arms: list[tuple[str, Arrays]], *names: str) -> list[tuple[str, Arrays]]:
+    return [(name, arrays) for name, arrays in arms if {"images", *names} <= set(arrays)]
 
 
-def _predictions(task: str, found: list[tuple[str, Arrays]]) -> list[Drawn]:
-    rows = [Row(name, _predicted(arrays)) for name, arrays in _having(found, "labels", "predictions")]
+def _predictions(task: str, arms: list[tuple[str, Arrays]]) -> list[Drawn]:
+    rows = [Row(name, _predicted(arrays)) for name, arrays in _with_arrays(arms, "labels", "predictions")]
     caption = (
         f"{escaped(task)}: predictions of the first seed. Blue frame: right. Orange frame: wrong, with the label. "
         "About half of the images were chosen because the arms disagree on them; they are not a sample to count."
@@ -177,14 +177,14 @@ def _predictions(task: str, found: list[tuple[str, Arrays]]) -> list[Drawn]:
     return [_grid(rows, f"predictions-{slug(task)}", caption)] if rows else []
 
 
-def _flips(task: str, order: Sequence[str], found: Mapping[str, Arrays]) -> list[Drawn]:
-    """Images that the best arm gets right and another one wrong, and the other way round. order: best arm first."""
-    known = {name: found[name] for name in order if {"images", "labels", "predictions"} <= set(found.get(name, {}))}
-    best, *others = known or [""]
+def _flips(task: str, ranking: Sequence[str], arms: Mapping[str, Arrays]) -> list[Drawn]:
+    """Images that the best arm gets right and another one wrong, and vice versa. ranking: labels, best arm first."""
+    stored = {name for name, arrays in arms.items() if {"images", "labels", "predictions"} <= set(arrays)}
+    best, *others = dict.fromkeys(name for name in ranking if name in stored) or [""]
     rows = []
     for other in others[:RIVALS]:
         for right, wrong in ((best, other), (other, best)):
-            if cells := _flipped(known[right], known[wrong]):
+            if cells := _flipped(arms[right], arms[wrong]):
                 rows.append(Row(f"{style.label(right, 16)} right,\n{style.label(wrong, 16)} wrong", cells))
     caption = (
         f"{escaped(task)}: images that one arm gets right and the other wrong, first seed; over each what the wrong "
@@ -194,27 +194,30 @@ def _flips(task: str, order: Sequence[str], found: Mapping[str, Arrays]) -> list
 
 
 def _flipped(right: Arrays, wrong: Arrays) -> list[GridCell]:
-    """Images that the first is right about and the second is not, as the second sees them."""
+    """Images that the first arm classifies correctly and the second does not, with the answer of the second."""
     if len(right["labels"]) != len(wrong["labels"]):
         return []
-    told = (right["predictions"] == right["labels"]) & (wrong["predictions"] != wrong["labels"])
+    flipped = (right["predictions"] == right["labels"]) & (wrong["predictions"] != wrong["labels"])
     return [
         GridCell(_upright(wrong["images"])[n], f"{wrong['predictions'][n]}, is {wrong['labels'][n]}", WRONG)
-        for n in np.flatnonzero(told)[:MOST]
+        for n in np.flatnonzero(flipped)[:MOST]
     ]
 
 
 def _predicted(arrays: Arrays) -> list[GridCell]:
+    images = zip(_upright(arrays["images"]), arrays["labels"], arrays["predictions"], strict=True)
     return [
-        GridCell(pixels, f"{said}", RIGHT) if said == label else GridCell(pixels, f"{said}, is {label}", WRONG)
-        for pixels, label, said in zip(_upright(arrays["images"]), arrays["labels"], arrays["predictions"], strict=True)
+        GridCell(pixels, f"{answer}", RIGHT) if answer == label else GridCell(pixels, f"{answer}, is {label}", WRONG)
+        for pixels, label, answer in zip(
+            _upright(arrays["images"]), arrays["labels"], arrays["predictions"], strict=True
+        )
     ]
 
 
-def _attention(task: str, found: list[tuple[str, Arrays]]) -> list[Drawn]:
+def _attention(task: str, arms: list[tuple[str, Arrays]]) -> list[Drawn]:
     rows = [
         Row(name, _cells(map(_attended, _upright(arrays["images"]), arrays["attention"])))
-        for name, arrays in _having(found, "attention")
+        for name, arrays in _with_arrays(arms, "attention")
     ]
     caption = f"{escaped(task)}: where the class token looks in the last block, mean over heads. Bright: much."
     return [_grid(rows, f"attention-{slug(task)}", caption)] if rows else []
@@ -227,14 +230,14 @@ def _attended(pixels: np.ndarray, attention: np.ndarray) -> np.ndarray:
     return (pixels * (0.2 + 0.8 * _enlarged(share, pixels.shape[:2])[..., None])).astype(np.uint8)
 
 
-def _overlays(task: str, found: list[tuple[str, Arrays]]) -> list[Drawn]:
-    mapped = _having(found, "maps", "predicted_maps")
-    if not mapped:
+def _overlays(task: str, arms: list[tuple[str, Arrays]]) -> list[Drawn]:
+    segmented = _with_arrays(arms, "maps", "predicted_maps")
+    if not segmented:
         return []
-    first = mapped[0][1]
+    first = segmented[0][1]
     images = _upright(first["images"])
     rows = [Row("image", _cells(images)), Row("label map", _cells(map(_overlaid, images, first["maps"])))]
-    for name, arrays in mapped:
+    for name, arrays in segmented:
         rows.append(Row(name, _cells(map(_overlaid, _upright(arrays["images"]), arrays["predicted_maps"]))))
     caption = f"{escaped(task)}: label maps of the first seed over the images. A colour stands for a class."
     return [_grid(rows, f"segmentation-{slug(task)}", caption)]
@@ -248,13 +251,13 @@ def _overlaid(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _grid(rows: Sequence[Row], name: str, caption: str) -> Drawn:
-    """A row for every kind of picture, all pictures in one size."""
+    """The figure of a grid; all images take the size of the first one."""
     columns, size = max(len(row.cells) for row in rows), rows[0].cells[0].pixels.shape[:2]
     titled = any(cell.title for row in rows for cell in row.cells)
     figure = style.canvas(1.3 + columns, len(rows) * (1.18 if titled else 1.02), pictures=True)
     for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
-        filled = [*row.cells, *[GridCell(EMPTY)] * (columns - len(row.cells))]
-        strip = np.concatenate([_framed(cell, size) for cell in filled], axis=1)
+        cells = [*row.cells, *[GridCell(EMPTY)] * (columns - len(row.cells))]
+        strip = np.concatenate([_framed(cell, size) for cell in cells], axis=1)
         axes.imshow(strip // LEVELS * LEVELS + LEVELS - 1, interpolation="none")
         axes.grid(False)
         axes.set(xticks=[], yticks=[])
@@ -265,11 +268,11 @@ def _grid(rows: Sequence[Row], name: str, caption: str) -> Drawn:
             axes.text(
                 (place + 0.5) * strip.shape[1] / columns - 0.5, 0, cell.title, ha="center", va="bottom", fontsize=8
             )
-    return style.finished(figure, name, caption, pictures=True)
+    return style.finish(figure, name, caption, pictures=True)
 
 
 def _framed(cell: GridCell, size: tuple[int, ...]) -> np.ndarray:
-    """A picture at the grid's size in its frame, with white around it."""
+    """An image at the grid's size in its frame, with a white margin."""
     frame = tuple(int(255 * part) for part in to_rgb(cell.frame))
     height, width = size[0] + 2 * (FRAME + GAP), size[1] + 2 * (FRAME + GAP)
     whole = np.full((height, width, 3), 255, np.uint8)

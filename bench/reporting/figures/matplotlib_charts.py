@@ -1,4 +1,4 @@
-"""Charts as files: matplotlib draws what `charts` computed."""
+"""Charts as files, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _bars(chart: Chart) -> Drawn:
     axes.set_ylim(len(chart.bars) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(style.label(chart.x_label, 60))
-    return style.finished(figure, chart.name, chart.caption, chart=chart)
+    return style.finish(figure, chart.name, chart.caption, chart=chart)
 
 
 def _panels(chart: Chart) -> Drawn:
@@ -50,7 +50,7 @@ def _panels(chart: Chart) -> Drawn:
     if legend:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
-    return style.finished(figure, chart.name, chart.caption, chart=chart)
+    return style.finish(figure, chart.name, chart.caption, chart=chart)
 
 
 def _panel(axes: Axes, panel: Panel) -> None:

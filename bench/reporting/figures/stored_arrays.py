@@ -1,4 +1,4 @@
-"""The arrays that a stage stored for people to look at, under the names and in the ranges that figures use.
+"""The arrays that a stage stored for figures (pictures.npz), under common names and in common ranges.
 
 Letters: K images, g patches along a side, H W pixels.
     images, reconstruction (K,3,H,W) uint8      hidden (K,g,g) bool      words (K,g,g)      attention (K,g,g)
@@ -18,25 +18,25 @@ from bench.reporting.analysis.outcomes import StageRun
 
 Arrays = dict[str, np.ndarray]
 PLURAL = {"image": "images", "label": "labels", "map": "maps"}
-WHOLE = ("labels", "predictions", "maps", "predicted_maps", "words")  # numbers of classes and words
+INTEGERS = ("labels", "predictions", "maps", "predicted_maps", "words")  # ids of classes and tokens
 
 
-def pictures(held: StageRun) -> Arrays:
-    """What `held` stored in pictures.npz; {} when it stored nothing. BenchError when the file is damaged."""
-    path = held.run.path("pictures.npz")
-    if held.state != "done" or not path.exists():
+def read_arrays(stage_run: StageRun) -> Arrays:
+    """The arrays that a stage stored in pictures.npz; {} when it stored none. BenchError when the file is damaged."""
+    path = stage_run.run.path("pictures.npz")
+    if stage_run.state != "done" or not path.exists():
         return {}
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return shown({name: stored[name] for name in sorted(stored.files)}, held.stage.protocol)
+            return normalise({name: stored[name] for name in sorted(stored.files)}, stage_run.stage.protocol)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise BenchError(f"{held.stage.folder}/pictures.npz cannot be read: {error}") from None
+        raise BenchError(f"{stage_run.stage.folder}/pictures.npz cannot be read: {error}") from None
 
 
-def shown(stored: Mapping[str, np.ndarray], protocol: Protocol) -> Arrays:
-    """The arrays as figures take them. Images that were standardised for the network become pixels again."""
+def normalise(stored: Mapping[str, np.ndarray], protocol: Protocol) -> Arrays:
+    """The arrays under common names and types; images that were standardised for the network become pixels again."""
     named = {_name(name, array): array for name, array in stored.items()}
-    arrays = {name: array.astype(np.int64) if name in WHOLE else array for name, array in named.items()}
+    arrays = {name: array.astype(np.int64) if name in INTEGERS else array for name, array in named.items()}
     for name in {"images", "reconstruction"} & arrays.keys():
         arrays[name] = _pixels(arrays[name], protocol)
     if "hidden" in arrays:
@@ -45,9 +45,9 @@ def shown(stored: Mapping[str, np.ndarray], protocol: Protocol) -> Arrays:
 
 
 def _name(name: str, array: np.ndarray) -> str:
-    """An objective speaks of its batch in the singular; a predicted map has more axes than a predicted class."""
+    """The name for figures: objectives name the arrays of a batch in the singular, and classes and maps alike."""
     if name == "prediction":
-        return "predictions" if array.ndim == 1 else "predicted_maps"
+        return "predictions" if array.ndim == 1 else "predicted_maps"  # classes (K,) or maps (K,H,W)
     return PLURAL.get(name, name)
 
 

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it becomes the same bytes each time: SVG and PNG without dates or random ids."""
+"""The style of all figures, and how they are written: SVG and PNG without dates or random ids, so bytes repeat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.reporting.formatting import shortened
 
 # Okabe and Ito's palette without its yellow, in an order in which neighbours differ in lightness too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))  # dotted is kept for upstream stages
+LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))  # dotted is reserved for upstream stages
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DOTS_PER_INCH = 110
 SETTINGS: dict[str, Any] = {
@@ -36,60 +36,60 @@ SETTINGS: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "savefig.facecolor": "white",
-    "svg.hashsalt": "bench",
+    "svg.hashsalt": "bench",  # ids of elements are random without it
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 
 
 class Drawn(NamedTuple):
-    """A finished figure. `caption` is Markdown and says what is seen; `pictures` marks images rather than charts."""
+    """A finished figure. `caption` is marked text; `pictures`: a grid of images rather than a chart."""
 
     name: str
     caption: str
     svg: bytes
     png: bytes
     pictures: bool = False
-    chart: Chart | None = None  # what it shows as numbers; None for pictures
+    chart: Chart | None = None  # its data; None for pictures
 
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """Draw with the looks above, whatever a matplotlibrc says, and leave no trace afterwards."""
+    """Draw in the style above, whatever a matplotlibrc says; the previous settings return afterwards."""
     with style.context(["default", SETTINGS]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box; the page has it
         yield
 
 
 def canvas(width: float, height: float, *, pictures: bool = False) -> Figure:
-    """An empty figure of this size in inches; `pictures` keep their shape and close up."""
+    """An empty figure of this size in inches; `pictures` keep their aspect ratio and are packed closely."""
     figure = Figure(figsize=(width, height), layout="compressed" if pictures else "constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def finished(figure: Figure, name: str, caption: str, pictures: bool = False, chart: Chart | None = None) -> Drawn:
-    """The figure as bytes that depend on what is drawn and on nothing else."""
+def finish(figure: Figure, name: str, caption: str, pictures: bool = False, chart: Chart | None = None) -> Drawn:
+    """The figure as SVG and PNG, whose bytes depend on nothing but what is drawn."""
     svg, png = BytesIO(), BytesIO()
     if layout := figure.get_layout_engine():
         layout.execute(figure)
-    figure.set_layout_engine("none")  # the layout is found once, for both files; savefig would draw twice for each
+    figure.set_layout_engine("none")  # the layout was computed once, for both files; savefig would do it for each
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     return Drawn(name, caption, svg.getvalue(), png.getvalue(), pictures, chart)
 
 
 def colour(index: int) -> str:
-    """Colour of the arm with this place in the plan."""
+    """Colour of the arm at this place in the plan."""
     return COLOURS[index % len(COLOURS)]
 
 
 def line(index: int) -> str | tuple[int, tuple[int, ...]]:
-    """Line style of the arm with this place in the plan: tells arms apart where colours repeat or cannot be seen."""
+    """Line style of the arm at this place in the plan: distinguishes arms where colours repeat or cannot be seen."""
     return LINES[index % len(LINES)]
 
 
 def marker(index: int) -> str:
-    """Marker of the arm with this place in the plan."""
+    """Marker of the arm at this place in the plan."""
     return MARKERS[index % len(MARKERS)]
 
 

@@ -1,9 +1,9 @@
-"""Charts as small SVGs inside a page: they take the page's colours, light or dark, and tell their numbers on hover."""
+"""Charts as small SVGs inside a page: in the page's colours, light or dark, with tooltips that show the numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
@@ -12,17 +12,18 @@ import numpy as np
 from bench.reporting.figures.charts import Bar, Chart, Line, Panel, ticks
 from bench.reporting.formatting import amount, shortened
 
-COLOURS = 7  # classes c0 to c6, as many as drawing.COLOURS
+COLOURS = 7  # CSS classes c0 to c6, as many as style.COLOURS
 DASHES = ("", "6 3", "6 3 1 3", "8 2 1 2 1 2")
-POINTS = 40  # of a curve that tell their numbers
-CHARACTER = 6.2  # pixels of a letter at 11 pixels, to leave room for names
+POINTS = 40  # of a curve that have a tooltip
+CHARACTER = 6.2  # width in pixels of a letter at font size 11, to leave room for names
 PANEL = (320.0, 230.0)
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 24.0, 42.0
 WIDE, ROW = 720.0, 30.0
 
 
-class Scale(NamedTuple):
-    """From numbers to pixels."""
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A linear axis: from numbers between `low` and `high` to pixels between `start` and `end`."""
 
     low: float
     high: float
@@ -44,21 +45,21 @@ def svgs(chart: Chart) -> list[str]:
 
 
 def legend(chart: Chart) -> list[tuple[str, str]]:
-    """Class and name of every arm of a chart with panels."""
+    """CSS class and name of every arm of a chart with panels."""
     lines = {line.label: line for panel in chart.panels for line in panel.lines}
     entries = [(colour(line.place), shortened(line.label)) for line in lines.values()]
     return entries if len({line.place for line in lines.values()}) > 1 else []  # else the panels' titles say it
 
 
 def colour(place: int) -> str:
-    """Class that gives an arm its colour."""
+    """The CSS class that gives an arm its colour."""
     return f"c{place % COLOURS}" if place >= 0 else "reference"
 
 
-def _root(width: float, height: float, told: str) -> Element:
+def _root(width: float, height: float, description: str) -> Element:
     view = f"0 0 {width:g} {height:g}"
     root = Element("svg", viewBox=view, role="img", xmlns="http://www.w3.org/2000/svg")
-    root.set("aria-label", shortened(told, 120))
+    root.set("aria-label", shortened(description, 120))
     root.set("class", "wide" if width == WIDE else "panel")
     return root
 
@@ -76,10 +77,10 @@ def _line(parent: Element, ends: Sequence[float], kind: str = "") -> None:
     SubElement(parent, "line", {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "class": kind})
 
 
-def _titled(parent: Element, tag: str, told: str, **attributes: object) -> None:
-    """A shape that says `told` when the pointer rests on it."""
+def _shape(parent: Element, tag: str, tooltip: str, **attributes: object) -> None:
+    """A shape with a tooltip."""
     shape = SubElement(parent, tag, {name.replace("_", "-"): f"{value}" for name, value in attributes.items()})
-    SubElement(shape, "title").text = told
+    SubElement(shape, "title").text = tooltip
 
 
 def _bars(chart: Chart) -> Element:
@@ -103,35 +104,35 @@ def _bars(chart: Chart) -> Element:
 def _bar(root: Element, bar: Bar, name: str, across: Scale, y: float, left: float) -> None:
     group = SubElement(root, "g", {"class": f"series {colour(bar.place)}"})
     _text(group, left - 8, y + 4, name, "end", "name")
-    told = f"{name}: {bar.value:.2f}, 95 % interval {bar.low:.2f} to {bar.high:.2f}"
+    tooltip = f"{name}: {bar.value:.2f}, 95 % interval {bar.low:.2f} to {bar.high:.2f}"
     width = max(1.0, across(bar.high) - across(bar.low))
-    _titled(
-        group, "rect", told, x=across(bar.low), y=y - 5, width=round(width, 1), height=10, rx=2, **{"class": "band"}
+    _shape(
+        group, "rect", tooltip, x=across(bar.low), y=y - 5, width=round(width, 1), height=10, rx=2, **{"class": "band"}
     )
-    _titled(group, "rect", told, x=across(bar.value) - 1.5, y=y - 9, width=3, height=18, **{"class": "solid"})
+    _shape(group, "rect", tooltip, x=across(bar.value) - 1.5, y=y - 9, width=3, height=18, **{"class": "solid"})
     for number, seed in enumerate(bar.seeds):
-        _titled(group, "circle", f"{name}, training {number + 1}: {seed:.2f}", cx=across(seed), cy=y, r=3.4,
+        _shape(group, "circle", f"{name}, training {number + 1}: {seed:.2f}", cx=across(seed), cy=y, r=3.4,
                 **{"class": "open"})  # fmt: skip
 
 
-def _panel(panel: Panel, told: str) -> Element:
+def _panel(panel: Panel, description: str) -> Element:
     """Curves or marks over axes."""
-    root = _root(*PANEL, told)
-    everything = (*panel.lines, *panel.reference)
-    x_low, x_high = _range([0.0, *(float(x) for line in everything for x in line.x)], pad=False)
-    y_low, y_high = _range([float(y) for line in everything for part in (line.low, line.high) for y in part])
+    root = _root(*PANEL, description)
+    lines = (*panel.lines, *panel.reference)
+    x_low, x_high = _range([0.0, *(float(x) for line in lines for x in line.x)], pad=False)
+    y_low, y_high = _range([float(y) for line in lines for part in (line.low, line.high) for y in part])
     x_high += 0.03 * (x_high - x_low)
     across, up = Scale(x_low, x_high, LEFT, PANEL[0] - RIGHT), Scale(y_low, y_high, PANEL[1] - BOTTOM, TOP)
     _axes(root, panel, across, up)
-    for line in everything[::-1]:
+    for line in lines[::-1]:  # references first, the first arm last: on top
         _curve(root, line, across, up, panel.x_label)
     return root
 
 
 def _range(values: Iterable[float], pad: bool = True) -> tuple[float, float]:
-    """Lowest and highest of the finite ones, with a little room."""
-    known = [value for value in values if np.isfinite(value)] or [0.0]
-    low, high = min(known), max(known)
+    """Lowest and highest of the finite values; with a margin at both ends if `pad`."""
+    finite = [value for value in values if np.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
     room = 0.05 * (high - low) if high > low else 0.5 if pad else 1.0
     return (low - room, high + room) if pad else (low, high if high > low else high + room)
 
@@ -169,9 +170,9 @@ def _curve(root: Element, line: Line, across: Scale, up: Scale, x_label: str) ->
 
 
 def _points(group: Element, line: Line, xs: Sequence[float], ys: Sequence[float], x_label: str) -> None:
-    """Marks that tell their numbers: of a long curve every few."""
+    """Points with tooltips; of a long curve at most `POINTS`."""
     name, single = shortened(line.label), len(xs) == 1
     for at in sorted({round(n) for n in np.linspace(0, len(xs) - 1, min(len(xs), POINTS))}):
         spread = f" ({line.low[at]:.4g} to {line.high[at]:.4g})" if line.high[at] > line.low[at] else ""
-        told = f"{name}: {line.y[at]:.4g}{spread} at {amount(float(line.x[at]))} {x_label.split(',')[0]}"
-        _titled(group, "circle", told, cx=xs[at], cy=ys[at], r=4.5 if single else 2.4, **{"class": "point"})
+        tooltip = f"{name}: {line.y[at]:.4g}{spread} at {amount(float(line.x[at]))} {x_label.split(',')[0]}"
+        _shape(group, "circle", tooltip, cx=xs[at], cy=ys[at], r=4.5 if single else 2.4, **{"class": "point"})

@@ -1,4 +1,4 @@
-"""A report for programs: report.json with all its numbers, table.csv with its rows, model-index.json for the hub."""
+"""A report for programs: report.json with all its numbers, table.csv, and model-index.json for Hugging Face."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from bench.reporting.formatting import metric_name, shortened
 from bench.reporting.markup import plain
 from bench.reporting.pages.document import Bullets, Document, Figure, Paragraph, Section, Table
 
-FORMAT = 2  # of report.json; raised when a reader of the older one would misread it
-DIGITS = 6  # decimals kept in files: more than any score has, fewer than where machines differ
+FORMAT = 2  # of report.json; raised when a reader of the previous format would misread the new one
+DIGITS = 6  # decimals in files: more than any score needs, fewer than those in which machines differ
 FRAMES = ("stability", "variance", "detectable", "calibration", "classes", "agreement", "fingerprints", "verdicts",
           "levels", "area", "crossings", "matched", "pareto", "reference_curves")  # fmt: skip
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings that a spreadsheet would calculate
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
 TASKS = {"top1": ("image-classification", "Image Classification"), "mIoU": ("image-segmentation", "Image Segmentation")}
 
 
-def report_json(found: Findings, document: Document) -> str:
-    """Everything a report says: the numbers it was made from, and its pages as plain text."""
-    study = found.outcomes.plan.study
+def report_json(findings: Findings, document: Document) -> str:
+    """Everything that a report says: the numbers behind it, and its sections as plain text."""
+    study = findings.outcomes.plan.study
     body = {
         "format": FORMAT,
         "bench": bench.__version__,
         "study": {"name": study.name, "title": study.title, "question": study.question},
-        "complete": not found.outcomes.missing,
-        "missing": found.outcomes.missing,
-        "answer": {task: [plain(sentence) for sentence in sentences] for task, sentences in found.answer.items()},
-        "limits": [plain(sentence) for sentence in found.limits],
-        "arms": [{**row, "by_seed": _by_seed(found, row["arm"])} for row in found.table.to_dict("records")],
-        "scores": found.extra.to_dict("records"),
-        "differences": _differences(found.comparisons),
-        "measures": _differences(found.measures),
-        "claims": [asdict(evidence) for evidence in found.claims],
-        "deviations": list(found.deviations),
-        "flips": [flip._asdict() for flip in found.flips],
-        "departures": [plain(text) for text in found.notes.texts],
-        "published": [asdict(row) for rows in found.published.values() for row in rows],
-        "convergence": found.convergence.to_dict("list"),
-        **{name: getattr(found, name).to_dict("records") for name in FRAMES},
-        "provenance": found.provenance._asdict(),
+        "complete": not findings.outcomes.missing,
+        "missing": findings.outcomes.missing,
+        "answer": {task: [plain(sentence) for sentence in sentences] for task, sentences in findings.answer.items()},
+        "limits": [plain(sentence) for sentence in findings.limits],
+        "arms": [{**row, "by_seed": _by_seed(findings, row["arm"])} for row in findings.table.to_dict("records")],
+        "scores": findings.extra.to_dict("records"),
+        "differences": _differences(findings.comparisons),
+        "measures": _differences(findings.measures),
+        "claims": [asdict(evidence) for evidence in findings.claims],
+        "deviations": list(findings.deviations),
+        "flips": [flip._asdict() for flip in findings.flips],
+        "departures": [plain(text) for text in findings.notes.texts],
+        "published": [asdict(row) for rows in findings.published.values() for row in rows],
+        "convergence": findings.convergence.to_dict("list"),
+        **{name: getattr(findings, name).to_dict("records") for name in FRAMES},
+        "provenance": findings.provenance._asdict(),
         "sections": [_section(section) for section in document.sections],
     }
     return _lines(values(body))
 
 
 def _lines(body: Mapping[str, Any]) -> str:
-    """JSON with a line for every part, and for every row of a part: ten times as fast as an indented one."""
+    """JSON with a line for every part and for every row of a part: ten times as fast to write as indented JSON."""
     parts = [
         f"{json.dumps(name)}: {_rows(part) if isinstance(part, list) else _line(part)}" for name, part in body.items()
     ]
@@ -71,8 +71,8 @@ def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True, allow_nan=False)
 
 
-def _by_seed(found: Findings, arm: str) -> dict[str, dict[str, float]]:
-    return {str(outcome.seed): outcome.metrics for outcome in found.outcomes.arms[arm].seeds}
+def _by_seed(findings: Findings, arm: str) -> dict[str, dict[str, float]]:
+    return {str(outcome.seed): outcome.metrics for outcome in findings.outcomes.arms[arm].seeds}
 
 
 def _differences(comparisons: list[Comparison]) -> list[dict[str, Any]]:
@@ -83,13 +83,13 @@ def _differences(comparisons: list[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _difference(found: Difference) -> dict[str, Any]:
-    mcnemar = {str(seed): test._asdict() for seed, test in found.by_seed.items()}
-    return {**asdict(found), "by_seed": mcnemar, "told_apart": found.told_apart}
+def _difference(difference: Difference) -> dict[str, Any]:
+    mcnemar = {str(seed): test._asdict() for seed, test in difference.by_seed.items()}
+    return {**asdict(difference), "by_seed": mcnemar, "told_apart": difference.told_apart}
 
 
 def _section(section: Section) -> dict[str, Any]:
-    """A section as a reader without markup sees it; tables by their key."""
+    """A section without markup; tables by their key."""
     blocks: list[dict[str, Any]] = []
     for block in section.blocks:
         if isinstance(block, Paragraph):
@@ -110,7 +110,7 @@ def _table(block: Table) -> dict[str, Any]:
 
 
 def values(value: Any) -> Any:
-    """JSON values only: numbers rounded, what is not a number null."""
+    """JSON values only: numbers are rounded, NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(key): values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -122,19 +122,19 @@ def values(value: Any) -> Any:
     return value
 
 
-def table_csv(found: Findings) -> str:
-    """Measured rows, then published ones; the column `kind` tells them apart."""
-    measured = found.table.assign(kind="measured")
-    quoted = pd.DataFrame(
-        [{**asdict(row), "score": row.value} for rows in found.published.values() for row in rows]
+def table_csv(findings: Findings) -> str:
+    """Measured rows, then published ones; the column `kind` distinguishes them."""
+    measured = findings.table.assign(kind="measured")
+    published = pd.DataFrame(
+        [{**asdict(row), "score": row.value} for rows in findings.published.values() for row in rows]
     ).drop(columns="value", errors="ignore")
-    frame = pd.concat([measured, quoted], ignore_index=True) if len(quoted) else measured
+    frame = pd.concat([measured, published], ignore_index=True) if len(published) else measured
     columns = ["kind", *(column for column in frame.columns if column != "kind")]
     return frame[columns].map(_cell).to_csv(index=False, lineterminator="\n")
 
 
 def _cell(value: Any) -> Any:
-    """A value for a spreadsheet: rounded, and a text that looks like a formula made harmless."""
+    """A value for a spreadsheet: numbers rounded, and a text that looks like a formula made harmless."""
     if isinstance(value, float):
         return round(value, DIGITS)
     if isinstance(value, str) and value.startswith(FORMULA):
@@ -142,35 +142,35 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def model_index(found: Findings) -> str:
-    """The measured rows as the hub's model cards hold them; JSON is YAML. Rows that are not reportable are left out."""
-    by_id = {arm.id: arm for arm in found.outcomes.plan.arms}
+def model_index(findings: Findings) -> str:
+    """The reportable measured rows as metadata of model cards on the hub; JSON is valid YAML."""
+    by_id = {arm.id: arm for arm in findings.outcomes.plan.arms}
     models: dict[str, list[dict[str, Any]]] = {}
-    for row in found.table.to_dict("records"):
+    for row in findings.table.to_dict("records"):
         if row["reportable"] and not row["apart"] and not math.isnan(row["score"]):
-            models.setdefault(_model(by_id[row["arm"]]), []).append(_result(found, by_id[row["arm"]], row))
+            models.setdefault(_model(by_id[row["arm"]]), []).append(_result(findings, by_id[row["arm"]], row))
     entries = [{"name": name, "results": results} for name, results in models.items()]
     return json.dumps({"model-index": values(entries)}, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def _model(arm: PlannedArm) -> str:
-    """An arm's model on whatever task: its label where it has one."""
+    """The name of an arm's model, the same on every task: its label where it has one."""
     name = arm.label or "-".join(part for part in (arm.method, arm.variant, arm.size, arm.budget) if part)
     return shortened(name)
 
 
-def _result(found: Findings, arm: PlannedArm, row: Mapping[Any, Any]) -> dict[str, Any]:
+def _result(findings: Findings, arm: PlannedArm, row: Mapping[Any, Any]) -> dict[str, Any]:
     kind, title = TASKS[arm.metric]
-    scored = found.outcomes.stages[arm.stages[min(arm.stages)]["evaluate"]].stage.data.get("val")
+    scored = findings.outcomes.stages[arm.stages[min(arm.stages)]["evaluate"]].stage.data.get("val")
     dataset = {"name": shortened(arm.task), "type": scored.dataset if scored else arm.task,
                "split": scored.split if scored else "val"}  # fmt: skip
-    about = f"mean over {row['seeds']} seeds; {row['design']}; interval over {row['images_scored']} images"
+    conditions = f"mean over {row['seeds']} seeds; {row['design']}; interval over {row['images_scored']} images"
     return {
         "task": {"type": kind, "name": title},
         "dataset": dataset,
         "metrics": [
             {"type": "accuracy" if arm.metric == "top1" else "mean_iou", "name": metric_name(arm.metric),
              "value": row["score"], "verified": False,
-             "args": {"low": row["low"], "high": row["high"], "sd": row["sd"], "seeds": row["seeds"], "about": about}}
+             "args": {name: row[name] for name in ("low", "high", "sd", "seeds")} | {"about": conditions}}
         ],
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.reporting.markup import tex
 from bench.reporting.pages.document import Document, Table
 
-SHOWN = ("scores", "differences", "cost")  # first word of the keys of tables that a paper prints
+PRINTED = ("scores", "differences", "cost")  # tables whose keys begin so: what a paper prints
 HEAD = r"""% Needs \usepackage{booktabs} and T1 fonts; \resizebox{\linewidth}{!}{...} helps where a table is wide.
 % Names in scripts that pdfLaTeX cannot set are given by their code points there; XeLaTeX and LuaLaTeX print them.
 \providecommand{\other}[2]{\ifdefined\XeTeXversion #1\else\ifdefined\luatexversion #1\else [#2]\fi\fi}
@@ -14,8 +14,8 @@ HEAD = r"""% Needs \usepackage{booktabs} and T1 fonts; \resizebox{\linewidth}{!}
 
 def latex(document: Document) -> str:
     """The tables, one environment each."""
-    chosen = [table for table in document.tables() if table.key.split("-")[0] in SHOWN]
-    return "\n".join([HEAD, *(_table(table) for table in chosen)])
+    printed = [table for table in document.tables() if table.key.split("-")[0] in PRINTED]
+    return "\n".join([HEAD, *(_table(table) for table in printed)])
 
 
 def _table(table: Table) -> str:

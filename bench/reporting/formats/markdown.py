@@ -1,4 +1,4 @@
-"""A report as Markdown that GitHub renders. Marked text is Markdown already."""
+"""report.md: the report as Markdown that GitHub renders. Marked text is Markdown already."""
 
 from __future__ import annotations
 

@@ -1,34 +1,40 @@
-"""A report before it is laid out: sections of paragraphs, lists, tables and figures.
+"""The document model of a report: sections of paragraphs, lists, tables and figures.
 
-Every text in it is marked text (`marked`), written once; Markdown, HTML, LaTeX and JSON are made from this alone.
+Every text in it is marked text (`reporting/markup`); Markdown, HTML, LaTeX and JSON are all written from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from bench.reporting.analysis.comparisons import Comparison
 from bench.reporting.figures.style import Drawn
+from bench.reporting.formatting import escaped, metric_name
+
+Figures = Mapping[str, Drawn]  # by name
 
 
 class Paragraph(NamedTuple):
-    """A sentence or several. `loud`: a reader must not miss it."""
+    """One or several sentences. `loud`: a warning that a reader must not miss."""
 
     text: str
     loud: bool = False
 
 
 class Bullets(NamedTuple):
-    """A list. `anchor`: its items are numbered, and the n-th is the target '#anchor-n'."""
+    """A list. With an `anchor` its items are numbered, and the n-th is the link target '#anchor-n'."""
 
     items: tuple[str, ...]
     anchor: str = ""
 
 
 class Table(NamedTuple):
-    """Rows of equal length under `columns`; those in `numbers` are set to the right.
+    """Rows of cells under `columns`; those in `numbers` are aligned to the right.
 
-    folded: what stands on a table that is shown only when asked for. key: its name in report.json and table.tex.
+    folded: the label of a table that is shown only after a click; '': always shown. key: its name in report.json and
+    table.tex.
     """
 
     key: str
@@ -48,8 +54,9 @@ class Figure(NamedTuple):
 Block = Paragraph | Bullets | Table | Figure
 
 
-class Section(NamedTuple):
-    """A heading, what stands under it, and smaller sections."""
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading, the blocks under it, and subsections."""
 
     title: str
     blocks: tuple[Block, ...] = ()
@@ -57,11 +64,12 @@ class Section(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to say."""
+        """Whether it has no blocks, and no subsection has any."""
         return not self.blocks and all(part.empty for part in self.parts)
 
 
-class Document(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Document:
     """A whole report."""
 
     title: str
@@ -71,31 +79,44 @@ class Document(NamedTuple):
     def blocks(self) -> Iterator[Block]:
         """Every block in reading order."""
         for section in self.sections:
-            yield from _within(section)
+            yield from _blocks(section)
 
     def tables(self) -> list[Table]:
         """Every table in reading order."""
         return [block for block in self.blocks() if isinstance(block, Table)]
 
 
-def _within(section: Section) -> Iterator[Block]:
+def _blocks(section: Section) -> Iterator[Block]:
     yield from section.blocks
     for part in section.parts:
-        yield from _within(part)
+        yield from _blocks(part)
 
 
 def section(title: str, *blocks: Block | None, parts: Sequence[Section] = ()) -> Section:
-    """A section without what is None and without empty parts."""
-    kept = tuple(block for block in blocks if block is not None)
-    return Section(title, kept, tuple(part for part in parts if not part.empty))
+    """A section; blocks that are None and parts that are empty are left out."""
+    return Section(
+        title,
+        tuple(block for block in blocks if block is not None),
+        tuple(part for part in parts if not part.empty),
+    )
 
 
 def table(
     key: str, rows: Sequence[Mapping[str, str]], numbers: Sequence[str] = (), *, folded: str = "", caption: str = ""
 ) -> Table | None:
-    """Rows with the same keys as a table; None when there are no rows."""
+    """A table of rows with the same keys; None when there are no rows."""
     if not rows:
         return None
     columns = tuple(rows[0])
     cells = tuple(tuple(row[column] for column in columns) for row in rows)
     return Table(key, columns, cells, frozenset(numbers), folded, caption)
+
+
+def figure(figures: Figures, name: str) -> Figure | None:
+    """The figure of this name; None when it was not drawn."""
+    return Figure(figures[name]) if name in figures else None
+
+
+def task_heading(comparison: Comparison) -> str:
+    """'demo: top-1', the title of a task's part of a section."""
+    return f"{escaped(comparison.task)}: {metric_name(comparison.metric)}"

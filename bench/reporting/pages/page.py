@@ -1,4 +1,8 @@
-"""A report from what was found: which sections it has, in which order, and how it begins."""
+"""The table of contents of a report: its sections, in the order in which they are read.
+
+A new section is a function in a module of this folder that returns a `Section`, and a line in `document`. Its numbers
+come from a module of `reporting/analysis`, as a field of `Findings`; its figures, by name, from `reporting/figures`.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +11,28 @@ from collections.abc import Sequence
 from bench.reporting.analysis.findings import Findings
 from bench.reporting.figures.style import Drawn
 from bench.reporting.formatting import escaped
-from bench.reporting.pages import scores, sources, training
-from bench.reporting.pages.document import Block, Bullets, Document, Paragraph, Section, section
+from bench.reporting.pages import answer, scores, sources, training
+from bench.reporting.pages.columns import LONGEST_TEXT
+from bench.reporting.pages.document import Document
 
-LONGEST_TEXT = 400
 
-
-def document(found: Findings, drawn: Sequence[Drawn]) -> Document:
+def document(findings: Findings, drawn: Sequence[Drawn]) -> Document:
     """The whole report. Sections without content are left out."""
-    study, figures = found.outcomes.plan.study, {figure.name: figure for figure in drawn}
+    figures = {figure.name: figure for figure in drawn}
     sections = (
-        _answer(found),
-        scores.scores(found, figures),
-        scores.differences(found),
-        training.convergence(found, figures),
-        training.cost(found, figures),
-        training.differing(found),
-        training.pictures(found, figures),
-        scores.errors(found),
-        sources.provenance(found),
-        sources.published_numbers(found),
-        sources.claims(found),
-        sources.reading(),
+        answer.answer(findings),
+        scores.scores(findings, figures),
+        scores.differences(findings),
+        training.convergence(findings, figures),
+        training.cost(findings, figures),
+        training.configurations(findings),
+        training.pictures(findings, figures),
+        scores.errors(findings),
+        sources.provenance(findings),
+        sources.published_numbers(findings),
+        sources.claims(findings),
+        sources.reading_guide(),
     )
+    study = findings.outcomes.plan.study
     title, question = (escaped(text, LONGEST_TEXT) for text in (study.title or study.name, study.question))
-    return Document(title, question, tuple(one for one in sections if not one.empty))
-
-
-def _answer(found: Findings) -> Section:
-    """What is missing, the sentences about every task, then what they do not say."""
-    blocks: list[Block] = _missing(found.outcomes.missing, len(found.outcomes.stages))
-    for sentences in found.answer.values():
-        blocks += [Paragraph(sentences[0]), *([Bullets(tuple(sentences[1:]))] if sentences[1:] else [])]
-    told: list[Block] = (
-        [Paragraph("**What cannot be concluded.**"), Bullets(tuple(found.limits))] if found.limits else []
-    )
-    return section("Answer", *blocks, *told)
-
-
-def _missing(missing: Sequence[str], stages: int) -> list[Block]:
-    if not missing:
-        return []
-    lines = tuple(escaped(line, LONGEST_TEXT) for line in missing)
-    told = f"**Incomplete.** Of {stages} planned stages and their files, {len(missing)} could not be used:"
-    return [Paragraph(told, loud=True), Bullets(lines)]
+    return Document(title, question, tuple(section for section in sections if not section.empty))

@@ -1,4 +1,4 @@
-"""The parts of a report about where things come from: runs, data, other people's numbers, and what a study claimed."""
+"""Sections about sources: runs and data, published numbers, the claims of a study, and a guide to reading."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from bench.reporting.analysis.findings import Findings
 from bench.reporting.analysis.provenance import attempt_rows, data_rows, environment_line, other_rows, stage_rows
 from bench.reporting.formatting import escaped, points, slug
 from bench.reporting.pages import columns
-from bench.reporting.pages.document import Bullets, Paragraph, Section, Table, section, table
-from bench.reporting.pages.scores import heading, of_task
-
-LONGEST_TEXT = 400
+from bench.reporting.pages.columns import LONGEST_TEXT, of_task
+from bench.reporting.pages.document import Bullets, Paragraph, Section, Table, section, table, task_heading
 
 
-def provenance(found: Findings) -> Section:
-    """What the numbers were computed with, on which data, and every run that was started."""
-    sources = found.provenance
+def provenance(findings: Findings) -> Section:
+    """Environments, data, and every run that was started."""
+    sources = findings.provenance
     lines = tuple(environment_line(facts) for facts in sources.environments)
-    told = "Computed with:" if lines else "No environment was recorded."
+    computed = "Computed with:" if lines else "No environment was recorded."
     stages, attempts, others = stage_rows(sources), attempt_rows(sources), other_rows(sources)
     failed = sum(attempt["ended"] == "failed" for attempt in sources.attempts)
     return section(
         "Provenance",
-        Paragraph(f"Study {escaped(found.outcomes.plan.study.name)}. {told}"),
+        Paragraph(f"Study {escaped(findings.outcomes.plan.study.name)}. {computed}"),
         Bullets(lines, "environment") if lines else None,
         table("data", data_rows(sources), ("images",), caption="Data of all stages. A manifest is a hash over path, "
               "size and content of every file; data that are generated have none."),
@@ -38,13 +36,15 @@ def provenance(found: Findings) -> Section:
     )  # fmt: skip
 
 
-def published_numbers(found: Findings) -> Section:
-    """Other people's numbers, beside ours where a row names one, with conditions and source."""
-    parts = [section(heading(c), _verdicts(found, c.task), *_quoted(found, c.task)) for c in found.comparisons]
+def published_numbers(findings: Findings) -> Section:
+    """Published numbers with conditions and source, beside ours where an arm names the row that it reproduces."""
+    parts = [
+        section(task_heading(c), _verdicts(findings, c.task), *_quoted(findings, c.task)) for c in findings.comparisons
+    ]
     return section("Published numbers", parts=parts)
 
 
-def _verdicts(found: Findings, task: str) -> Table | None:
+def _verdicts(findings: Findings, task: str) -> Table | None:
     rows = [
         {
             "arm": columns.name(row["label"]),
@@ -57,19 +57,18 @@ def _verdicts(found: Findings, task: str) -> Table | None:
             "conditions": columns.text(row["conditions"]),
             "source": columns.text(row["source"]),
         }
-        for row in of_task(found.verdicts, task).to_dict("records")
+        for row in of_task(findings.verdicts, task).to_dict("records")
     ]
     return table(f"verdicts-{slug(task)}", rows, ("measured %", "published %", "difference"),
                  caption="Measured minus published, in points.")  # fmt: skip
 
 
-def _quoted(found: Findings, task: str) -> list[Table | Paragraph]:
-    rows = published.table_rows(found.published[task])
-    quoted = table(f"published-{slug(task)}", rows, folded=f"{len(rows)} published rows")
-    if quoted is None:
+def _quoted(findings: Findings, task: str) -> list[Table | Paragraph | None]:
+    rows = published.table_rows(findings.published[task])
+    if not rows:
         return []
     return [
-        quoted,
+        table(f"published-{slug(task)}", rows, folded=f"{len(rows)} published rows"),
         Paragraph(
             "\u2020 Not measured here. Each number holds under its own conditions, which may differ from those above "
             "and from each other. 'quoted': from the paper; 'author-evaluated': by the authors outside it; "
@@ -78,12 +77,12 @@ def _quoted(found: Findings, task: str) -> list[Table | Paragraph]:
     ]
 
 
-def claims(found: Findings) -> Section:
-    """What the study said it would find, and what it found."""
-    rows = [_claim(evidence) for evidence in found.claims]
-    failed = sum(not evidence.supported for evidence in found.claims)
-    told = Paragraph(f"{len(rows) - failed} of {len(rows)} claims are supported by these runs.", loud=failed > 0)
-    return section("Claims", told if rows else None, table("claims", rows, ("difference",)))
+def claims(findings: Findings) -> Section:
+    """What the study claimed beforehand, and whether its runs support it."""
+    rows = [_claim(evidence) for evidence in findings.claims]
+    failed = sum(not evidence.supported for evidence in findings.claims)
+    count = Paragraph(f"{len(rows) - failed} of {len(rows)} claims are supported by these runs.", loud=failed > 0)
+    return section("Claims", count if rows else None, table("claims", rows, ("difference",)))
 
 
 def _claim(evidence: Evidence) -> dict[str, str]:
@@ -97,8 +96,8 @@ def _claim(evidence: Evidence) -> dict[str, str]:
     }
 
 
-def reading() -> Section:
-    """What the words of the report mean."""
+def reading_guide() -> Section:
+    """What the words of a report mean."""
     return section(
         "How to read this",
         Bullets(

@@ -1,4 +1,4 @@
-"""The parts of a report about training: how fast, at what cost, with which values, and what it looked like."""
+"""Sections about training: convergence, cost, what is configured differently, and pictures of what was learned."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from bench.reporting.analysis import departures, tables
 from bench.reporting.analysis.findings import Findings
 from bench.reporting.analysis.outcomes import Outcomes
 from bench.reporting.formatting import NO_VALUE, PLUS_MINUS, escaped, slug
-from bench.reporting.pages import columns as frames
-from bench.reporting.pages.document import Bullets, Figure, Paragraph, Section, Table, section, table
-from bench.reporting.pages.scores import Figures, figure, heading, of_task
+from bench.reporting.pages import columns
+from bench.reporting.pages.columns import of_task
+from bench.reporting.pages.document import (
+    Bullets,
+    Figure,
+    Figures,
+    Paragraph,
+    Section,
+    Table,
+    figure,
+    section,
+    table,
+    task_heading,
+)
 
 FIDELITY = {
     "exact": "as the authors' code does it, checked against its outputs",
@@ -30,33 +41,33 @@ UNITS = {
 }  # fmt: skip
 
 
-def convergence(found: Findings, figures: Figures) -> Section:
+def convergence(findings: Findings, figures: Figures) -> Section:
     """How fast the arms learned, in numbers and as curves."""
-    before = [figures[name] for name in figures if name == "pretraining"]
-    loud = [Paragraph(frames.text(sentence), loud=True) for sentence in found.deviations]
+    warnings = [Paragraph(columns.text(sentence), loud=True) for sentence in findings.deviations]
     parts = [
         section(
-            heading(comparison),
+            task_heading(comparison),
             figure(figures, f"convergence-{slug(comparison.task)}"),
-            _levels(found, comparison.task),
-            _crossings(found, comparison.task),
-            _area(found, comparison.task),
+            _levels(findings, comparison.task),
+            _crossings(findings, comparison.task),
+            _area(findings, comparison.task),
         )
-        for comparison in found.comparisons
+        for comparison in findings.comparisons
     ]
-    return section("Convergence", parts=[*parts, section("Before the labels", *loud, *(Figure(one) for one in before))])
+    pretraining = section("Before the labels", *warnings, figure(figures, "pretraining"))
+    return section("Convergence", parts=[*parts, pretraining])
 
 
-def _levels(found: Findings, task: str) -> Table | None:
-    """What it took to reach given scores; both the epochs of the last stage and all that came before."""
+def _levels(findings: Findings, task: str) -> Table | None:
+    """What it took to reach given scores: epochs of the last stage, and costs with and without upstream stages."""
     rows = [
         {
             "reaching %": f"{row['level']:g}",
-            "arm": frames.name(row["label"]),
+            "arm": columns.name(row["label"]),
             "seeds that did": f"{int(row['reached'])} of {int(row['seeds'])}",
-            **{heading: frames.plus_minus(row[unit], row[f"{unit}_high"]) for unit, heading in LEVELS.items()},
+            **{heading: columns.plus_minus(row[unit], row[f"{unit}_high"]) for unit, heading in LEVELS.items()},
         }
-        for row in of_task(found.levels, task).to_dict("records")
+        for row in of_task(findings.levels, task).to_dict("records")
     ]
     caption = (
         f"What it took to reach a score: mean over the seeds that did, {PLUS_MINUS} half of the 95 % interval where "
@@ -67,43 +78,43 @@ def _levels(found: Findings, task: str) -> Table | None:
                  caption=caption)  # fmt: skip
 
 
-def _crossings(found: Findings, task: str) -> Table | None:
+def _crossings(findings: Findings, task: str) -> Table | None:
     rows = [
         {
-            "pair": f"{frames.name(row['first_label'])}, {frames.name(row['second_label'])}",
+            "pair": f"{columns.name(row['first_label'])}, {columns.name(row['second_label'])}",
             "along": UNITS.get(row["unit"], escaped(str(row["unit"]))),
-            "they cross at": frames.with_interval(row["at"], row["low"], row["high"], frames.cost),
-            "score % there": frames.score(row["score"]),
-            "ahead before": frames.name(row["leads_before"]),
-            "ahead after": frames.name(row["leads_after"]),
+            "they cross at": columns.with_interval(row["at"], row["low"], row["high"], columns.cost),
+            "score % there": columns.score(row["score"]),
+            "ahead before": columns.name(row["leads_before"]),
+            "ahead after": columns.name(row["leads_after"]),
         }
-        for row in of_task(found.crossings, task).to_dict("records")
+        for row in of_task(findings.crossings, task).to_dict("records")
     ]
     return table(f"crossings-{slug(task)}", rows, ("they cross at", "score % there"), folded="Where curves cross")
 
 
-def _area(found: Findings, task: str) -> Table | None:
-    here = of_task(found.area, task)
+def _area(findings: Findings, task: str) -> Table | None:
+    frame = of_task(findings.area, task)
     rows = []
-    for _, own in here.groupby("arm", sort=False):
-        values = {row["unit"]: row for row in own.to_dict("records")}
-        cells = {UNITS.get(unit, unit): _mean_area(values.get(unit)) for unit in here["unit"].unique()}
-        rows.append({"arm": frames.name(own["label"].iloc[0]), **cells})
+    for _, arm in frame.groupby("arm", sort=False):
+        values = {row["unit"]: row for row in arm.to_dict("records")}
+        cells = {UNITS.get(unit, unit): _mean_area(values.get(unit)) for unit in frame["unit"].unique()}
+        rows.append({"arm": columns.name(arm["label"].iloc[0]), **cells})
     return table(f"area-{slug(task)}", rows, list(rows[0])[1:] if rows else (), folded="Area under the curves",
                  caption="Mean score in percent over the range that all arms have in common.")  # fmt: skip
 
 
 def _mean_area(row: Mapping[Any, Any] | None) -> str:
-    return NO_VALUE if row is None else frames.with_interval(row["area"], row["low"], row["high"], frames.score)
+    return NO_VALUE if row is None else columns.with_interval(row["area"], row["low"], row["high"], columns.score)
 
 
-def cost(found: Findings, figures: Figures) -> Section:
-    """What the arms took, and what each reached within the same budget."""
-    return section("Cost", parts=[_cost_of(found, c.task, heading(c), figures) for c in found.comparisons])
+def cost(findings: Findings, figures: Figures) -> Section:
+    """What the training of every arm took, and what each reached within the same budget."""
+    return section("Cost", parts=[_cost_of(findings, c.task, task_heading(c), figures) for c in findings.comparisons])
 
 
-def _cost_of(found: Findings, task: str, title: str, figures: Figures) -> Section:
-    rows = tables.cost_rows(of_task(found.table, task))
+def _cost_of(findings: Findings, task: str, title: str, figures: Figures) -> Section:
+    rows = tables.cost_rows(of_task(findings.table, task))
     caption = (
         f"{escaped(task)}. Mean over seeds. 'Own stage' is the last training stage; 'with upstream' adds tokenizer, "
         "teacher and pretraining in full, also where several arms share them. Images count every time they are seen; "
@@ -113,62 +124,62 @@ def _cost_of(found: Findings, task: str, title: str, figures: Figures) -> Sectio
         title,
         table(f"cost-{slug(task)}", rows, list(rows[0])[1:], caption=caption),
         figure(figures, f"cost-{slug(task)}"),
-        _matched(found, task),
-        _pareto(found, task),
+        _matched(findings, task),
+        _pareto(findings, task),
     )
 
 
-def _matched(found: Findings, task: str) -> Table | None:
+def _matched(findings: Findings, task: str) -> Table | None:
     """The best score of every arm within a budget."""
-    here = of_task(found.matched, task)
-    labels = list(here["label"].unique())
+    frame = of_task(findings.matched, task)
+    labels = list(frame["label"].unique())
     rows = []
-    for (unit, budget), own in here.groupby(["unit", "budget"], sort=False):
-        values = {row["label"]: row for row in own.to_dict("records")}
-        cells = {frames.name(label): _within(values.get(label)) for label in labels}
-        rows.append({"within": f"{frames.cost(budget)} {UNITS.get(str(unit), escaped(str(unit)))}", **cells})
+    for (unit, budget), arms in frame.groupby(["unit", "budget"], sort=False):
+        values = {row["label"]: row for row in arms.to_dict("records")}
+        cells = {columns.name(label): _best_score(values.get(label)) for label in labels}
+        rows.append({"within": f"{columns.cost(budget)} {UNITS.get(str(unit), escaped(str(unit)))}", **cells})
     return table(f"matched-{slug(task)}", rows, list(rows[0])[1:] if rows else (),
                  folded="Best score within the same budget",
                  caption="In percent. **Bold**: highest within that budget.")  # fmt: skip
 
 
-def _within(row: Mapping[Any, Any] | None) -> str:
+def _best_score(row: Mapping[Any, Any] | None) -> str:
     if row is None:
         return NO_VALUE
-    shown = frames.with_interval(row["score"], row["low"], row["high"], frames.score)
-    return f"**{shown}**" if row["best"] else shown
+    score = columns.with_interval(row["score"], row["low"], row["high"], columns.score)
+    return f"**{score}**" if row["best"] else score
 
 
-def _pareto(found: Findings, task: str) -> Table | None:
-    here = of_task(found.pareto, task)
+def _pareto(findings: Findings, task: str) -> Table | None:
+    frame = of_task(findings.pareto, task)
     rows = []
-    for _, own in here.groupby("arm", sort=False):
-        values = {row["unit"]: row for row in own.to_dict("records")}
-        cells = {UNITS.get(unit, unit): _front(values.get(unit)) for unit in here["unit"].unique()}
-        rows.append({"arm": frames.name(own["label"].iloc[0]), **cells})
+    for _, arm in frame.groupby("arm", sort=False):
+        values = {row["unit"]: row for row in arm.to_dict("records")}
+        cells = {UNITS.get(unit, unit): _front_cost(values.get(unit)) for unit in frame["unit"].unique()}
+        rows.append({"arm": columns.name(arm["label"].iloc[0]), **cells})
     return table(f"pareto-{slug(task)}", rows, list(rows[0])[1:] if rows else (), folded="Which arms nothing beats",
                  caption="**Bold**: no other arm scores higher for the same cost or less.")  # fmt: skip
 
 
-def _front(row: Mapping[Any, Any] | None) -> str:
+def _front_cost(row: Mapping[Any, Any] | None) -> str:
     if row is None:
         return NO_VALUE
-    return f"**{frames.cost(row['cost'])}**" if row["on_front"] else frames.cost(row["cost"])
+    return f"**{columns.cost(row['cost'])}**" if row["on_front"] else columns.cost(row["cost"])
 
 
-def differing(found: Findings) -> Section:
-    """What is not the same in all arms, and how each departs from its paper."""
-    parts = [section(heading(c), *_values(found, c.task)) for c in found.comparisons]
-    return section("What differs between the arms", parts=[*parts, _departures(found), _fidelity(found.outcomes)])
+def configurations(findings: Findings) -> Section:
+    """Which settings differ between the arms, and how each arm departs from its paper."""
+    parts = [section(task_heading(c), *_values(findings, c.task)) for c in findings.comparisons]
+    return section("What differs between the arms", parts=[*parts, _departures(findings), _fidelity(findings.outcomes)])
 
 
-def _values(found: Findings, task: str) -> list[Table | None]:
-    keys = [c for c in found.fingerprints.columns if c not in ("task", "arm", "label", "fingerprint")]
-    here = of_task(found.fingerprints, task)
-    varying = [key for key in keys if here[key].astype(str).nunique() > 1]
-    columns = {"label": ("arm", frames.name), "fingerprint": ("protocol", _code)}
-    protocol = frames.rows(here, columns | {key: (escaped(key), frames.text) for key in varying})
-    values = departures.differing_values(found.outcomes, task)
+def _values(findings: Findings, task: str) -> list[Table | None]:
+    keys = [c for c in findings.fingerprints.columns if c not in ("task", "arm", "label", "fingerprint")]
+    frame = of_task(findings.fingerprints, task)
+    varying = [key for key in keys if frame[key].astype(str).nunique() > 1]
+    headings = {"label": ("arm", columns.name), "fingerprint": ("protocol", _code)}
+    protocol = columns.rows(frame, headings | {key: (escaped(key), columns.text) for key in varying})
+    values = departures.differing_values(findings.outcomes, task)
     return [
         table(f"protocol-{slug(task)}", protocol,
               caption="Rows with the same protocol may be subtracted; beside it stand the keys in which some differ."),
@@ -181,32 +192,34 @@ def _code(value: object) -> str:
     return f"`{value}`"
 
 
-def _departures(found: Findings) -> Section:
-    told = Paragraph("Published value, then the one here. The numbers are those of the tables of scores.")
-    title = "Departures from the published recipes"
-    return section(title, told, Bullets(found.notes.texts, "note")) if found.notes.texts else Section(title)
+def _departures(findings: Findings) -> Section:
+    title, texts = "Departures from the published recipes", findings.notes.texts
+    legend = Paragraph("Published value, then the one here. The numbers are those of the tables of scores.")
+    return section(title, legend, Bullets(texts, "note")) if texts else Section(title)
 
 
 def _fidelity(outcomes: Outcomes) -> Section:
-    """How close each method's code is to its paper."""
-    seen = {(arm.method, arm.variant): arm for arm in outcomes.plan.arms}
+    """How close each method's code is to its paper, once for each method and variant."""
+    methods = {(arm.method, arm.variant): arm for arm in outcomes.plan.arms}
     rows = [
         {
             "method": escaped(f"{method}:{variant}" if variant else method),
             "fidelity": arm.fidelity,
             "meaning": FIDELITY[arm.fidelity],
-            "departures of the code": escaped("; ".join(arm.departures), frames.LONGEST_TEXT) or "none",
+            "departures of the code": escaped("; ".join(arm.departures), columns.LONGEST_TEXT) or "none",
         }
-        for (method, variant), arm in seen.items()
+        for (method, variant), arm in methods.items()
     ]
     return section("Fidelity", table("fidelity", rows))
 
 
-def pictures(found: Findings, figures: Figures) -> Section:
+def pictures(findings: Findings, figures: Figures) -> Section:
     """Tokens, predictions, attention, label maps, and images that one arm gets right and the other wrong."""
     kinds = ("predictions", "flips", "attention", "segmentation")
     parts = [
-        section(heading(c), *(figure(figures, f"{kind}-{slug(c.task)}") for kind in kinds)) for c in found.comparisons
+        section(task_heading(c), *(figure(figures, f"{kind}-{slug(c.task)}") for kind in kinds))
+        for c in findings.comparisons
     ]
-    before = [Figure(figures[n]) for n in figures if n.startswith(("tokenizer-", "pretrain-")) and figures[n].pictures]
-    return section("Pictures", parts=[*parts, section("Before the labels", *before)])
+    stages = ("tokenizer-", "pretrain-")
+    pretraining = [Figure(drawn) for name, drawn in figures.items() if name.startswith(stages) and drawn.pictures]
+    return section("Pictures", parts=[*parts, section("Before the labels", *pretraining)])
