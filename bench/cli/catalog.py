@@ -1,4 +1,4 @@
-"""What there is to compare, and whether a file that adds to it is sound. Looks at no data."""
+"""Methods, tasks, studies and runs in lists, and checks of a file that adds one. Reads no data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.runs.store import all_runs
 
 
 def rows(what: str, include: Sequence[Path], output: Path) -> list[Row]:
-    """The methods, tasks, studies or runs there are, one row each."""
+    """All methods, tasks, studies or runs, one row each."""
     where = places(include)
     if what == "methods":
         return [row for name in methods.names() for row in _method_rows(methods.read(name))]
@@ -51,7 +51,7 @@ def _study_row(study: Study) -> Row:
 
 
 def validate(path: Path, include: Sequence[Path]) -> str:
-    """Check a task, study or method file. Returns what it is; BenchError says what is wrong."""
+    """Check a task, study or method file. Returns the kind of file; BenchError says what is wrong."""
     values, where = read_toml(path), places(include)
     if "arms" in values:
         return f"a study of {len(plan_without_data(study_from(path), where).study.arms)} arms"
@@ -95,8 +95,8 @@ def _check_method(method: Method) -> None:
 def _check_recipes(flat: dict[str, object], where: str) -> None:
     """The types of recipe values, stage by stage."""
     for stage in _stages(flat):
-        places_ = {text: address(text) for text in flat}
-        recipe = {p.name: flat[t] for t, p in places_.items() if p.stage == stage and p.part == "recipe"}
+        addresses = {text: address(text) for text in flat}
+        recipe = {a.name: flat[text] for text, a in addresses.items() if a.stage == stage and a.part == "recipe"}
         parse(Recipe, recipe, f"{where}, {stage}")
 
 

@@ -66,8 +66,8 @@ def export(
 
 def _render(facts: list[dict[str, str]], report: list[dict[str, str]]) -> str:
     """What a checkpoint is, then the report on its tensors."""
-    from bench.cli.formatting import aligned
+    from bench.cli.formatting import format_rows
 
     width = max(len(row["fact"]) for row in facts)
     lines = [f"{row['fact']:{width}}  {row['value']}" for row in facts]
-    return "\n".join([*lines, "", aligned(report)])
+    return "\n".join([*lines, "", format_rows(report)])

@@ -46,13 +46,13 @@ def compare(
 
 def compare_reports(first: str, second: str, as_json: bool) -> None:
     """Print what changed between two report.json files."""
-    from bench.cli.formatting import aligned
+    from bench.cli.formatting import format_rows
     from bench.reporting import report_diff
 
     if not (first.endswith(".json") and second.endswith(".json")):
         raise BenchError(f"compare {first} {second}: name one study that was run, or two report.json".rstrip())
     changes = report_diff.changes(*(report_diff.read(Path(name)) for name in (first, second)))
-    emit([asdict(change) for change in changes] if as_json else aligned(report_diff.rows(changes)))
+    emit([asdict(change) for change in changes] if as_json else format_rows(report_diff.rows(changes)))
     if any(change.verdict == "worse" for change in changes):
         raise typer.Exit(ExitCode.UNSUPPORTED)
 
@@ -70,4 +70,4 @@ def diff(
 
     names = first, second
     values = value_diff.arms(output_dir, study, names) if study else value_diff.runs(output_dir, names)
-    emit([value._asdict() for value in values] if as_json else render_run.differing_text(values))
+    emit([value._asdict() for value in values] if as_json else render_run.differences_text(values))

@@ -210,12 +210,12 @@ def _leaks_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _size(number: int) -> str:
-    from bench.cli.formatting import short
+    from bench.cli.formatting import format_number
 
-    return short(number, "B")
+    return format_number(number, "B")
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    from bench.cli.formatting import aligned
+    from bench.cli.formatting import format_rows
 
-    return aligned([dict(row) for row in rows])
+    return format_rows([dict(row) for row in rows])

@@ -1,4 +1,4 @@
-"""Rows as aligned columns, numbers with a prefix, values as one would write them."""
+"""Text for a terminal: tables with aligned columns, numbers with a unit prefix, values."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 Row = dict[str, str]
 
 
-def aligned(rows: Sequence[Row]) -> str:
-    """Rows as columns of text under their names; numbers to the right."""
+def format_rows(rows: Sequence[Row]) -> str:
+    """Rows as a table with aligned columns under their names; numbers to the right."""
     if not rows:
         return "none"
     columns = list(rows[0])
@@ -22,17 +22,17 @@ def aligned(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def short(number: float, unit: str = "") -> str:
-    """1234567 -> '1.23 M'; three digits and a prefix."""
+def format_number(number: float, unit: str = "") -> str:
+    """A number with three digits and a unit prefix: 1234567 -> '1.23 M'."""
     for prefix in ("", "k", "M", "G", "T", "P", "E"):
-        if abs(number) < 999.5:
+        if abs(number) < 999.5:  # 999.6 in three digits is 1 k
             return f"{number:.3g} {prefix}{unit}".strip()
         number /= 1000
     return f"{number:.3g} Z{unit}"
 
 
-def shown(value: Any) -> str:
-    """A value as one would write it."""
+def format_value(value: Any) -> str:
+    """A value as in a TOML file or on a command line: lists in brackets, no trailing zeros."""
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(shown(item) for item in value)}]"
+        return f"[{', '.join(format_value(item) for item in value)}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

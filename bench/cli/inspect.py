@@ -31,7 +31,7 @@ def list_(
     from bench.cli import catalog, formatting
 
     rows = catalog.rows(what.value, include or [], output_dir)
-    emit(rows if as_json else formatting.aligned(rows))
+    emit(rows if as_json else formatting.format_rows(rows))
 
 
 def watch(
@@ -45,7 +45,7 @@ def watch(
     from bench.runs.store import read_plan
 
     if once:
-        return emit(render_run.watch_text(watch.look(read_plan(output_dir, study), output_dir)))
+        return emit(render_run.watch_text(watch.study_progress(read_plan(output_dir, study), output_dir)))
     with render_run.screen() as show:
         watch.watch(output_dir, study, show, interval)
 

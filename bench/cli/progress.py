@@ -1,6 +1,6 @@
-"""How a plan goes, told to a person: bars on a terminal, one plain line per interval elsewhere.
+"""Progress of `bench run` on the screen: bars on a terminal, else one line per interval.
 
-Read from the files of the runs alone, so a worker writes the same whether anybody looks or not.
+Read from the files of the runs, so a worker does the same whether its progress is shown or not.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 INTERVAL_SECONDS = 15.0
-Say = Callable[[str], None]
+Log = Callable[[str], None]  # writes a line
 
 
-def name_of(stage: Stage) -> str:
+def stage_name(stage: Stage) -> str:
     """A stage in a few words: kind, method, task, seed."""
     method = f"{stage.method}:{stage.variant}" if stage.variant else stage.method
     return f"{stage.kind} {method} {stage.task} seed {stage.seed}"
 
 
 def position(run: Run) -> dict[str, Any]:
-    """Where the worker of a run says it is; {} before it said anything."""
+    """The progress.json of a run: step, speed, loss, time left; {} before its worker wrote one."""
     try:
         return run.progress() or {}
     except BenchError:
-        return {}  # replaced while it was read on a file system without atomic renames; the next look will do
+        return {}  # replaced while it was read, on a file system without atomic renames; the next read will succeed
 
 
 def describe(now: Mapping[str, Any]) -> str:
@@ -65,54 +65,55 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{whole % 60:02d}" if minutes else f"{whole} s"
 
 
-class Teller(Watcher):
-    """What both ways of telling have in common: a line when a stage begins or ends."""
+class StageLog(Watcher):
+    """A line when a stage starts or ends; base of all ways to show progress."""
 
-    def __init__(self, say: Say) -> None:
-        self.say = say
+    def __init__(self, log: Log) -> None:
+        self.log = log
         self.total = self.finished = 0
-        self.since: dict[str, float] = {}  # when a stage began, or the one before it in its launch ended
-        self.together: list[set[str]] = []  # the stages of each launch
+        # Stages launched together run one after another: each counts from the end of the one before it.
+        self.since: dict[str, float] = {}
+        self.launches: list[set[str]] = []  # keys of the stages launched together
         self.began = time.monotonic()
 
     def begin(self, plan: Plan, finished: int) -> None:
         self.total, self.finished = len(plan.stages), finished
-        self.say(f"{plan.study.name}: {self.total} stages, {finished} of them are done already")
+        self.log(f"{plan.study.name}: {self.total} stages, {finished} of them are done already")
 
     def started(self, stages: Sequence[Stage], run: Run) -> None:
-        self.together.append({stage.key for stage in stages})
+        self.launches.append({stage.key for stage in stages})
         self.since.update(dict.fromkeys((stage.key for stage in stages), time.monotonic()))
-        self.say(f"start   {' + '.join(name_of(stage) for stage in stages)}; logs in {run.root}")
+        self.log(f"start   {' + '.join(stage_name(stage) for stage in stages)}; logs in {run.root}")
 
     def ended(self, stage: Stage, run: Run, result: Result, reason: str) -> None:
         self.finished += result == "done"
         ran = result != "blocked" and stage.key in self.since
         took = f" after {duration(time.monotonic() - self.since[stage.key])}" if ran else ""
         why = f": {reason}" if reason else ""
-        self.say(f"{result:7} {name_of(stage)} ({run.root.name}){took}{why}")
-        for keys in self.together:
+        self.log(f"{result:7} {stage_name(stage)} ({run.root.name}){took}{why}")
+        for keys in self.launches:
             if stage.key in keys:
                 self.since.update(dict.fromkeys(keys, time.monotonic()))
 
     def waiting(self, stage: Stage, holder: Mapping[str, Any]) -> None:
         place = str(holder.get("host", "")).partition("/")[0]
-        self.say(f"wait    {name_of(stage)}: process {holder.get('pid')} on {place} works on it")
+        self.log(f"wait    {stage_name(stage)}: process {holder.get('pid')} on {place} works on it")
 
     def stopping(self) -> None:
-        self.say("stopping at the next step, with a checkpoint; press Ctrl-C again to stop without one")
+        self.log("stopping at the next step, with a checkpoint; press Ctrl-C again to stop without one")
 
     def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
-        """The walk is over."""
+        """Called once, after the last event."""
 
 
-class Plain(Teller):
+class ProgressLines(StageLog):
     """One line for each running stage per interval."""
 
-    def __init__(self, say: Say, interval: float = INTERVAL_SECONDS) -> None:
-        super().__init__(say)
+    def __init__(self, log: Log, interval: float = INTERVAL_SECONDS) -> None:
+        super().__init__(log)
         self.interval, self.last = interval, time.monotonic()
 
     def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
@@ -120,11 +121,11 @@ class Plain(Teller):
             return
         self.last = time.monotonic()
         for stage, run in running:
-            self.say(f"{self.finished}/{self.total}    {name_of(stage)}: {describe(position(run))}")
+            self.log(f"{self.finished}/{self.total}    {stage_name(stage)}: {describe(position(run))}")
 
 
-class Silent(Teller):
-    """Says nothing: for a walk that only measures."""
+class NoProgress(StageLog):
+    """Shows nothing: for a run that only measures costs."""
 
     def __init__(self) -> None:
         super().__init__(lambda line: None)
@@ -133,8 +134,8 @@ class Silent(Teller):
         """Nothing is shown."""
 
 
-class Bars(Teller):
-    """A bar for the study and one for each stage under way."""
+class ProgressBars(StageLog):
+    """A bar for the study and one for each running stage."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(progress.console.print)
@@ -144,7 +145,7 @@ class Bars(Teller):
 
     def begin(self, plan: Plan, finished: int) -> None:
         super().begin(plan, finished)
-        self.study = self.progress.add_task(plan.study.name, total=self.total, completed=finished, told="")
+        self.study = self.progress.add_task(plan.study.name, total=self.total, completed=finished, text="")
         self.progress.start()
 
     def ended(self, stage: Stage, run: Run, result: Result, reason: str) -> None:
@@ -155,28 +156,28 @@ class Bars(Teller):
     def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
         for stage, run in running:
             if stage.key not in self.bars:
-                self.bars[stage.key] = self.progress.add_task(name_of(stage), total=None, told="starting")
+                self.bars[stage.key] = self.progress.add_task(stage_name(stage), total=None, text="starting")
             now = position(run)
             self.progress.update(
-                self.bars[stage.key], completed=now.get("step", 0), total=now.get("steps"), told=describe(now)
+                self.bars[stage.key], completed=now.get("step", 0), total=now.get("steps"), text=describe(now)
             )
         if self.study is not None:
-            told = f"{self.finished} of {self.total} stages, {duration(time.monotonic() - self.began)}"
-            self.progress.update(self.study, completed=self.finished, told=told)
+            text = f"{self.finished} of {self.total} stages, {duration(time.monotonic() - self.began)}"
+            self.progress.update(self.study, completed=self.finished, text=text)
 
     def close(self) -> None:
         self.progress.stop()
 
 
-def watcher(say: Say, interval: float) -> Teller:
-    """Bars where standard error is a terminal, lines through `say` elsewhere; standard output stays for results."""
-    return _bars() if sys.stderr.isatty() else Plain(say, interval)
+def watcher(log: Log, interval: float) -> StageLog:
+    """Bars where standard error is a terminal, else lines through `log`; standard output is for results."""
+    return _bars() if sys.stderr.isatty() else ProgressLines(log, interval)
 
 
-def _bars() -> Bars:
+def _bars() -> ProgressBars:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     console = Console(stderr=True, highlight=False)
-    name, told = TextColumn("{task.description}"), TextColumn("{task.fields[told]}")
-    return Bars(Progress(name, BarColumn(bar_width=24), told, console=console))
+    name, text = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+    return ProgressBars(Progress(name, BarColumn(bar_width=24), text, console=console))

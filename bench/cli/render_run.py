@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli import watch
-from bench.cli.formatting import Row, aligned, shown
-from bench.cli.progress import name_of
+from bench.cli.formatting import Row, format_rows, format_value
+from bench.cli.progress import stage_name
 from bench.cli.render_plan import ON_PAGE
 from bench.config.stage import Plan, Stage, Start
-from bench.errors import BenchError
+from bench.errors import BenchError, ExitCode
 from bench.launch.scheduler import PlanOutcome
 from bench.launch.settings import read_settings
 from bench.runs.run import Run
@@ -28,7 +29,7 @@ MISSING_SHOWN = 20  # lines
 
 
 def outcome_json(plan: Plan, outcome: PlanOutcome) -> dict[str, Any]:
-    """What became of a plan, for programs."""
+    """How every stage of a plan ended, for programs."""
     return {
         "study": plan.study.name,
         "exit_code": outcome.exit_code,
@@ -42,28 +43,28 @@ def outcome_json(plan: Plan, outcome: PlanOutcome) -> dict[str, Any]:
 
 
 def outcome_text(plan: Plan, outcome: PlanOutcome, output: Path) -> str:
-    """What became of a plan, in a few lines."""
+    """How the stages of a plan ended, in a few lines."""
     results = [outcome.results.get(key, "interrupted") for key in plan.stages]
     counted = ", ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results))
     lines = [f"{plan.study.name}: {len(results)} stages: {counted}"]
-    lines += [f"failed: {name_of(plan.stages[key])}, see {Path(output) / 'runs' / plan.stages[key].folder}"
+    lines += [f"failed: {stage_name(plan.stages[key])}, see {Path(output) / 'runs' / plan.stages[key].folder}"
               for key, result in outcome.results.items() if result == "failed"]  # fmt: skip
-    if outcome.exit_code in (75, 130, 143):
-        lines.append("the same command goes on from here")
+    if outcome.exit_code in (ExitCode.INTERRUPTED, ExitCode.CTRL_C, 128 + signal.SIGTERM):
+        lines.append("the same command resumes from here")
     else:
-        lines.append(f"report: bench compare {plan.study.name}{_elsewhere(output)}")
+        lines.append(f"report: bench compare {plan.study.name}{_output_option(output)}")
     return "\n".join(lines)
 
 
-def _elsewhere(output: Path) -> str:
+def _output_option(output: Path) -> str:
     return "" if Path(output) == Path("results") else f" --output-dir {output}"
 
 
 def report_text(report: Report) -> str:
-    """The main tables and the answers of a report, and where it lies."""
+    """The main tables, the answer and the claims of a report, and the path of its files."""
     parts = []
     for task, rows in report.rows.items():
-        parts += [task, "", aligned([{name: row[name] for name in row if name not in ON_PAGE} for row in rows]), ""]
+        parts += [task, "", format_rows([{name: row[name] for name in row if name not in ON_PAGE} for row in rows]), ""]
     parts += [*report.answer, *(f"missing: {name}" for name in report.missing[:MISSING_SHOWN])]
     if len(report.missing) > MISSING_SHOWN:
         parts.append(f"missing: {len(report.missing) - MISSING_SHOWN} more, all in the report")
@@ -73,7 +74,7 @@ def report_text(report: Report) -> str:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """Where a report lies and what it found, for programs; all of it is in its report.json."""
+    """The path and the main results of a report, for programs; the rest is in its report.json."""
     return {
         "folder": str(report.folder),
         "complete": report.complete,
@@ -84,30 +85,30 @@ def report_json(report: Report) -> dict[str, Any]:
     }
 
 
-def differing_text(found: Sequence[Differing]) -> str:
-    """What differs between two arms or runs, a table for each reason."""
-    if not found:
+def differences_text(differences: Sequence[Differing]) -> str:
+    """Values that differ between two arms or runs, a table for each reason."""
+    if not differences:
         return "nothing differs"
     parts = []
-    for why in dict.fromkeys(one.why for one in found):
+    for why in dict.fromkeys(value.why for value in differences):
         rows = [
             {
-                "stage": one.stage or "all",
-                "key": one.key,
-                "first": shown(one.first),
-                "second": shown(one.second),
-                "because of": " / ".join(dict.fromkeys(filter(None, one.origins))),
+                "stage": value.stage or "all",
+                "key": value.key,
+                "first": format_value(value.first),
+                "second": format_value(value.second),
+                "because of": " / ".join(dict.fromkeys(filter(None, value.origins))),
             }
-            for one in found
-            if one.why == why
+            for value in differences
+            if value.why == why
         ]
-        parts += [why, "", aligned(rows), ""]
+        parts += [why, "", format_rows(rows), ""]
     return "\n".join(parts[:-1])
 
 
 @contextmanager
 def screen() -> Iterator[Callable[[watch.StudyProgress], None]]:
-    """Where a study is watched: a terminal is redrawn, anything else gets one look after another."""
+    """A function that shows the progress of a study: redrawn in place on a terminal, printed again elsewhere."""
     if not sys.stdout.isatty():
         yield lambda table: print(watch_text(table), flush=True)
         return
@@ -119,33 +120,33 @@ def screen() -> Iterator[Callable[[watch.StudyProgress], None]]:
 
 
 def watch_text(table: watch.StudyProgress) -> str:
-    """A study under way: arms x stages, and why any of them failed."""
+    """The progress of a study: arms x stages, and the errors of those that failed."""
     head = f"{table.study}: {table.finished} of {table.total} stages done"
-    return "\n".join([head, "", aligned(watch.rows(table)), *watch.errors(table)])
+    return "\n".join([head, "", format_rows(watch.rows(table)), *watch.errors(table)])
 
 
 def run_row(run: Run) -> Row:
-    """A run in one row; a folder that cannot be read says why."""
+    """A run in one row; of a folder that cannot be read, the reason."""
     try:
         stage, status = run.stage(), run.status()
         results = run.results().get("metrics", {}) if status.state == "done" else {}
     except BenchError as error:
         return {"run": run.root.name, "stage": "unreadable", "state": "-", "steps": "", "result": str(error)}
-    result = ", ".join(f"{name} {shown(value)}" for name, value in results.items() if isinstance(value, float))
+    result = ", ".join(f"{name} {format_value(value)}" for name, value in results.items() if isinstance(value, float))
     steps = f"{status.step:,}/{status.steps:,}" if status.steps else ""
     return {
-        "run": run.root.name, "stage": name_of(stage), "state": status.state, "steps": steps, "result": result
+        "run": run.root.name, "stage": stage_name(stage), "state": status.state, "steps": steps, "result": result
     }  # fmt: skip
 
 
 def run_json(run: Run) -> dict[str, Any]:
-    """All that is known about a run, for programs."""
+    """Everything about a run, for programs."""
     stage, status = run.stage(), run.status()
     return {
         "folder": str(run.root),
         "key": stage.key,
         "status": {name: value for name, value in status._asdict().items() if name != "outputs"},
-        "weights_from_outside": [{"stage": kind, **start.model_dump()} for kind, start in _outside(run)],
+        "weights_from_outside": [{"stage": kind, **start.model_dump()} for kind, start in _pretrained_weights(run)],
         "holder": run.holder(),
         "attempts": run.attempts(),
         "results": run.results() if status.state == "done" else None,
@@ -155,37 +156,37 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 def run_text(run: Run) -> str:
-    """All that is known about a run, for people."""
+    """Everything about a run, for people."""
     stage, status = run.stage(), run.status()
-    lines = [f"{run.root}", f"{name_of(stage)}: {status.state}, step {status.step:,} of {status.steps:,}"]
+    lines = [f"{run.root}", f"{stage_name(stage)}: {status.state}, step {status.step:,} of {status.steps:,}"]
     if status.error:
         lines.append(f"error: {status.error}")
-    lines += [f"weights from outside, {kind}: {_start(start)}" for kind, start in _outside(run)]
+    lines += [f"pretrained weights, {kind}: {_start(start)}" for kind, start in _pretrained_weights(run)]
     lines += [_attempt(attempt) for attempt in run.attempts()]
     if status.state == "done":
         lines += ["", "results", *(f"  {name}: {value}" for name, value in run.results().items())]
     last = {(record.split, record.metric): record for record in run.records()}
     if last:
         rows = [
-            {"split": split, "metric": metric, "last value": shown(record.value), "step": f"{record.step:,}"}
+            {"split": split, "metric": metric, "last value": format_value(record.value), "step": f"{record.step:,}"}
             for (split, metric), record in last.items()
         ]
-        lines += ["", aligned(rows)]
-    lines += ["", "values", aligned(_values(stage))]
+        lines += ["", format_rows(rows)]
+    lines += ["", "values", format_rows(_values(stage))]
     return "\n".join(lines)
 
 
-def _outside(run: Run) -> list[tuple[str, Start]]:
-    """The weights from outside that a run goes back to, with the kind of the stage that starts from them."""
+def _pretrained_weights(run: Run) -> list[tuple[str, Start]]:
+    """The pretrained weights behind a run and its earlier stages, with the kind of the stage that starts from them."""
     stage = run.stage()
     folders = read_settings(run).parents if stage.parents and run.path("launch.json").is_file() else {}
     earlier = [Run(Path(folder)) for folder in folders.values() if (Path(folder) / "stage.json").is_file()]
-    before = [found for parent in earlier for found in _outside(parent)]
-    return [*before, *([(stage.kind, stage.start)] if stage.start else [])]
+    upstream = [weights for parent in earlier for weights in _pretrained_weights(parent)]
+    return [*upstream, *([(stage.kind, stage.start)] if stage.start else [])]
 
 
 def _start(start: Start) -> str:
-    """Weights from outside: what they are, and where they were found."""
+    """Pretrained weights: id, hash, revision and path."""
     revision = f", revision {start.revision[:12]}" if start.revision else ""
     return f"{start.id}, sha256 {start.digest}{revision}, in {start.root}"
 
@@ -204,7 +205,11 @@ def _values(stage: Stage) -> list[Row]:
         "protocol": stage.protocol.model_dump(mode="json"),
     }
     return [
-        {"key": f"{part}.{name}", "value": shown(value), "origin": stage.origins.get(f"{part}.{name}", "default")}
+        {
+            "key": f"{part}.{name}",
+            "value": format_value(value),
+            "origin": stage.origins.get(f"{part}.{name}", "default"),
+        }
         for part, values in parts.items()
         for name, value in values.items()
     ]

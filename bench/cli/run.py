@@ -43,7 +43,7 @@ def show_plan(
     planned = api.resolve(selection, output, data_required=probe)
     check_batches(planned.plan, machine.resources())
     if explain:
-        return emit(render_plan.explained(planner.explain(planned, explain)))
+        return emit(render_plan.assignments_text(planner.explain(planned, explain)))
     speeds = api.probe_speeds(selection, **machine.values()) if probe else forecast.speeds(output)
     forecasts = forecast.forecast(planned.plan, output, speeds)
     emit(render_plan.plan_json(planned, forecasts) if as_json else render_plan.plan_text(planned.plan, forecasts))

@@ -184,7 +184,7 @@ def test_it_trains_and_is_scored_from_there(tmp_path):
     exporter.export(runs["evaluate"], "hf", tmp_path / "card", output=tmp_path)
     assert "starts from m (sha256" in (tmp_path / "card" / "README.md").read_text()
     told = CliRunner().invoke(app, ["show", str(runs["evaluate"].root)]).output
-    assert f"weights from outside, finetune: m, sha256 {locate(str(source)).digest}" in told
+    assert f"pretrained weights, finetune: m, sha256 {locate(str(source)).digest}" in told
 
 
 def test_a_teacher_of_itself_starts_as_its_student(tmp_path):

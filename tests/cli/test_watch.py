@@ -1,11 +1,11 @@
-"""A study under way, as somebody sees it who has only its files."""
+"""The progress of a running study, read from its run folders alone."""
 
 from pathlib import Path
 
 import pytest
 
 from bench.cli.render_run import watch_text
-from bench.cli.watch import look, rows, sparkline, watch
+from bench.cli.watch import rows, sparkline, study_progress, watch
 from bench.config.registry import places
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
@@ -27,8 +27,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def run_of(plan: Plan, output: Path, kind: str, method: str, seed: int = 0) -> Run:
-    wanted = (kind, method, seed)
-    stage = next(s for s in plan.stages.values() if (s.kind, s.method, s.seed) == wanted)
+    stage = next(s for s in plan.stages.values() if (s.kind, s.method, s.seed) == (kind, method, seed))
     return Run.open(output / "runs", stage)
 
 
@@ -37,14 +36,14 @@ def finish(run: Run) -> None:
 
 
 def cells(plan: Plan, output: Path) -> dict[str, dict[str, str]]:
-    return {row["arm"]: row for row in rows(look(plan, output))}
+    return {row["arm"]: row for row in rows(study_progress(plan, output))}
 
 
 def test_nothing_has_begun(plan: Plan, tmp_path: Path) -> None:
     assert cells(plan, tmp_path)["ViT"] == {
         "arm": "ViT", "teacher": "", "supervised": "0/2 pending", "evaluate": "0/2 pending"
     }  # fmt: skip
-    assert not look(plan, tmp_path).over
+    assert not study_progress(plan, tmp_path).over
 
 
 def test_a_running_stage_tells_its_speed_what_is_left_and_how_its_score_moves(plan: Plan, tmp_path: Path) -> None:
@@ -63,25 +62,25 @@ def test_a_running_stage_tells_its_speed_what_is_left_and_how_its_score_moves(pl
 
 def test_what_waits_for_a_failed_stage_is_blocked_and_the_reason_is_told(plan: Plan, tmp_path: Path) -> None:
     run_of(plan, tmp_path, "teacher", "deit").set_status("failed", error="the loss is not a number")
-    seen = cells(plan, tmp_path)
-    assert (seen["DeiT"]["teacher"], seen["DeiT"]["supervised"]) == ("failed", "0/2 blocked")
-    assert seen["ViT"]["supervised"] == "0/2 pending"
-    assert "DeiT, teacher: the loss is not a number" in watch_text(look(plan, tmp_path))
+    texts = cells(plan, tmp_path)
+    assert (texts["DeiT"]["teacher"], texts["DeiT"]["supervised"]) == ("failed", "0/2 blocked")
+    assert texts["ViT"]["supervised"] == "0/2 pending"
+    assert "DeiT, teacher: the loss is not a number" in watch_text(study_progress(plan, tmp_path))
 
 
 def test_watching_ends_when_nothing_is_left_to_do(plan: Plan, tmp_path: Path) -> None:
-    seen = []
+    tables = []
     for stage in plan.stages.values():
         finish(Run.open(tmp_path / "runs", stage))
-    watch(tmp_path, "s", seen.append, interval=60)
-    assert [table.over for table in seen] == [True]
-    assert "s: 9 of 9 stages done" in watch_text(seen[0])
+    watch(tmp_path, "s", tables.append, interval=60)
+    assert [table.over for table in tables] == [True]
+    assert "s: 9 of 9 stages done" in watch_text(tables[0])
 
 
 def test_a_damaged_folder_does_not_end_the_watch(plan: Plan, tmp_path: Path) -> None:
     run = run_of(plan, tmp_path, "supervised", "vit")
     run.path("status.json").write_text("{")
-    assert "status.json" in watch_text(look(plan, tmp_path))
+    assert "status.json" in watch_text(study_progress(plan, tmp_path))
 
 
 def test_a_study_that_was_never_run_is_named(tmp_path: Path) -> None:

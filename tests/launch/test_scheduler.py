@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.progress import Plain
+from bench.cli.progress import ProgressLines
 from bench.config.precedence import UserOverrides
 from bench.config.registry import places
 from bench.config.schema import Arm, Study
@@ -51,7 +51,7 @@ def _has(methods: tuple[str, ...], address: str) -> bool:
     return address.startswith("supervised") or "deit" in methods
 
 
-class RecordingWatcher(Plain):
+class RecordingWatcher(ProgressLines):
     """Keeps the lines instead of printing them."""
 
     def __init__(self) -> None:
@@ -180,12 +180,12 @@ def test_a_missing_output_is_made_again(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from bench.cli.progress import Plain
+from bench.cli.progress import ProgressLines
 from bench.launch.scheduler import run_plan
 from bench.launch.settings import Resources
 from bench.config.stage import Plan
 plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
-watcher = Plain(lambda line: print(line, flush=True), 0.2)
+watcher = ProgressLines(lambda line: print(line, flush=True), 0.2)
 outcome = run_plan(plan, Path(sys.argv[2]), Resources(devices="cpu"), watcher, worker="pretend_worker")
 sys.exit(outcome.exit_code)
 """

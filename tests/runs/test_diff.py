@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.render_run import differing_text
+from bench.cli.render_run import differences_text
 from bench.config.precedence import UserOverrides
 from bench.config.registry import places
 from bench.config.schema import Arm, Study
@@ -46,7 +46,7 @@ def test_what_another_method_brings_follows_from_it(tmp_path: Path) -> None:
     ]
     assert not why(found, "recipe.epochs")
     assert {one.why for one in found} == {"varied on purpose", "follows from that"}
-    assert differing_text(found).index("varied on purpose") < differing_text(found).index("follows from that")
+    assert differences_text(found).index("varied on purpose") < differences_text(found).index("follows from that")
 
 
 def test_another_commit_or_other_data_are_unexplained(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_run_is_compared_with_all_that_it_goes_on_from(tmp_path: Path) -> None
 def test_the_same_run_does_not_differ(tmp_path: Path) -> None:
     plan = planned(tmp_path, Arm(method="vit"))
     run = Run.open(tmp_path / "runs", next(iter(plan.stages.values())))
-    assert differing_text(runs(tmp_path, (run.root.name, run.root.name))) == "nothing differs"
+    assert differences_text(runs(tmp_path, (run.root.name, run.root.name))) == "nothing differs"
 
 
 def test_an_arm_is_named_by_its_label_and_an_unclear_name_is_refused(tmp_path: Path) -> None:

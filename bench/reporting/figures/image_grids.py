@@ -154,7 +154,7 @@ def _of_task(outcomes: Outcomes, comparison: Comparison) -> list[Drawn]:
 
 
 def _choose_images(arms: list[tuple[str, Arrays]]) -> np.ndarray:
-    """Indices of the images to show: the first on which arms disagree, up to half, and the first on which they agree."""
+    """Indices of the images to show: half are the first on which arms disagree, the rest the first where they agree."""
     right = [arrays["predictions"] == arrays["labels"] for _, arrays in _with_arrays(arms, "labels", "predictions")]
     if len({len(images) for images in right}) != 1:  # no arm, or not the same images
         return np.arange(MOST)
@@ -208,9 +208,7 @@ def _predicted(arrays: Arrays) -> list[GridCell]:
     images = zip(_upright(arrays["images"]), arrays["labels"], arrays["predictions"], strict=True)
     return [
         GridCell(pixels, f"{answer}", RIGHT) if answer == label else GridCell(pixels, f"{answer}, is {label}", WRONG)
-        for pixels, label, answer in zip(
-            _upright(arrays["images"]), arrays["labels"], arrays["predictions"], strict=True
-        )
+        for pixels, label, answer in images
     ]
 
 
