@@ -75,10 +75,11 @@ def sharing(plan: Plan, forecasts: Sequence[Forecast]) -> str:
     if len(unshared) == len(costs):
         return ""
     flops, flops_unshared = (sum(cost.flops for cost in stages) for stages in (costs.values(), unshared))
+    times = f"{flops_unshared / flops:.3g} times as many"
     images = sum(cost.images for cost in unshared)
     return (
         f"shared by several arms or seeds, counted once: without sharing {len(unshared)} stages, "
-        f"{format_number(images)} images, {format_number(flops_unshared)} FLOPs ({flops_unshared / flops:.3g} times as many)"
+        f"{format_number(images)} images, {format_number(flops_unshared)} FLOPs ({times})"
     )
 
 
