@@ -43,8 +43,8 @@ def limited(tree: Tree, method: str) -> Plan:
     stages = dict(tree.plan.stages)
     for key, stage in stages.items():
         if stage.method == method:
-            seen = stage.data["val"].model_copy(update={"limit": 20.0, "images": 20})
-            stages[key] = stage.model_copy(update={"data": {"val": seen}})
+            part = stage.data["val"].model_copy(update={"limit": 20.0, "images": 20})
+            stages[key] = stage.model_copy(update={"data": {"val": part}})
     return tree.plan.model_copy(update={"stages": stages})
 
 
@@ -144,8 +144,8 @@ def test_report_json_has_every_part_that_its_schema_asks_for(report: Report) -> 
 
 
 def test_the_page_and_report_json_say_the_same(report: Report) -> None:
-    said = [block for part in body_of(report)["sections"][1]["sections"] for block in part["blocks"]]
-    (scores,) = (block for block in said if block.get("table") == "scores-demo")
+    blocks = [block for part in body_of(report)["sections"][1]["sections"] for block in part["blocks"]]
+    (scores,) = (block for block in blocks if block.get("table") == "scores-demo")
     shown = dict(zip(scores["columns"], scores["rows"][2], strict=True))
     assert shown == report.rows["demo"][2]
     assert all(cell in (report.folder / "report.html").read_text() for cell in scores["rows"][2])
@@ -157,7 +157,7 @@ def test_the_hub_reads_the_model_index(report: Report) -> None:
     name, results = hub.model_index_to_eval_results([next(e for e in index if e["name"] == "beit")])
     assert name == "beit"
     row = next(row for row in body_of(report)["arms"] if row["arm"] == "beit-demo")
-    assert [(found.dataset_name, found.metric_type) for found in results] == [
+    assert [(result.dataset_name, result.metric_type) for result in results] == [
         ("demo", "accuracy"), ("demo-seg", "mean_iou"),
     ]  # fmt: skip
     assert results[0].metric_value == pytest.approx(row["score"])
@@ -165,8 +165,8 @@ def test_the_hub_reads_the_model_index(report: Report) -> None:
 
 def test_rows_that_are_not_reportable_are_not_offered_to_the_hub(results: Path) -> None:
     tree = build(results, tasks=("demo",))
-    found = analyse(limited(tree, "vit"), tree.results)
-    names = [entry["name"] for entry in json.loads(model_index(found))["model-index"]]
+    index = json.loads(model_index(analyse(limited(tree, "vit"), tree.results)))["model-index"]
+    names = [entry["name"] for entry in index]
     assert names == ["deit", "beit", "data2vec"]
 
 
@@ -186,8 +186,8 @@ def test_every_start_is_counted_and_failed_ones_say_why(results: Path) -> None:
     run.log_attempt("failed", exit_code=1, error="loss is nan at step 7")
     run.log_attempt("started", processes=2, device="cpu")
     run.log_attempt("done", exit_code=0)
-    found = analyse(tree.plan, tree.results).provenance.attempts
-    assert [(one["start"], one["ended"], one["error"]) for one in found] == [
+    attempts = analyse(tree.plan, tree.results).provenance.attempts
+    assert [(attempt["start"], attempt["ended"], attempt["error"]) for attempt in attempts] == [
         (1, "failed", "loss is nan at step 7"), (2, "done", ""),
     ]  # fmt: skip
     assert "2 times one was started, 1 times it failed" in text_of(tree)
@@ -197,8 +197,8 @@ def test_runs_beside_the_study_are_told(results: Path) -> None:
     tree = build(results, tasks=("demo",))
     stage = tree.run("vit-demo", 0, "supervised").stage()
     other = Run.open(results / "runs", stage.model_copy(update={"seed": 7}))
-    found = analyse(tree.plan, tree.results).provenance.others
-    assert [(row["folder"], row["seed"], row["state"]) for row in found] == [(other.root.name, 7, "pending")]
+    others = analyse(tree.plan, tree.results).provenance.others
+    assert [(row["folder"], row["seed"], row["state"]) for row in others] == [(other.root.name, 7, "pending")]
 
 
 def test_data_stand_once_with_all_that_used_them(report: Report) -> None:
@@ -216,17 +216,17 @@ def test_values_that_differ_between_arms_are_shown_and_equal_ones_are_not(tree: 
 
 def test_a_watched_report_is_written_again_when_a_stage_comes_further(results: Path) -> None:
     tree = build(results, tasks=("demo",))
-    run, looks = tree.run("vit-demo", 0, "supervised"), []
+    run, waits = tree.run("vit-demo", 0, "supervised"), []
 
-    def look_away(seconds: float) -> None:
-        looks.append(seconds)
-        if len(looks) == 2:
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
             run.set_status("failed", error="stopped")
 
-    changed = changes(tree.plan, tree.results, 3.0, look_away)
+    changed = changes(tree.plan, tree.results, 3.0, wait)
     next(changed)
     next(changed)
-    assert looks == [3.0, 3.0]
+    assert waits == [3.0, 3.0]
 
 
 def test_files_hold_no_dates_and_no_names_of_machines(tree: Tree, report: Report) -> None:
@@ -275,8 +275,8 @@ def test_a_missing_stage_is_named_and_its_seed_left_out(results: Path) -> None:
     tree = build(results, tasks=("demo",))
     run = tree.run("beit-demo", 1, "evaluate")
     run.path("stage.json").unlink()
-    found = analyse(tree.plan, tree.results)
-    assert found.outcomes.missing == (f"beit evaluate (seed 1) is pending [{run.root.name}]",)
+    findings = analyse(tree.plan, tree.results)
+    assert findings.outcomes.missing == (f"beit evaluate (seed 1) is pending [{run.root.name}]",)
     assert "(1 of 2)" in text_of(tree)
 
 

@@ -1,4 +1,4 @@
-"""A small results tree as a study leaves it: 4 arms, 2 tasks, 2 seeds, written through the store.
+"""The run folders of a small finished study: 4 arms, 2 tasks, 2 seeds, written through the store.
 
 Scores are drawn, not trained: an image is right when a latent ease plus the arm's skill exceeds its difficulty.
 """
@@ -37,7 +37,7 @@ ENVIRONMENT = {
 
 
 class Tree(NamedTuple):
-    """The plan and where its runs lie."""
+    """A plan and the output folder with its runs."""
 
     plan: Plan
     results: Path
@@ -103,7 +103,7 @@ def _stage(kind: StageKind, method: str, task: str, seed: int, keys: Mapping[str
 
 
 def write(run: Run, stage: Stage, skill: float) -> None:
-    """Everything a finished stage leaves."""
+    """The run outputs of a finished stage."""
     write_json(run.path("environment.json"), ENVIRONMENT)
     outputs = []
     if stage.kind in ("evaluate", "pretrain", "tokenizer"):
@@ -133,18 +133,18 @@ def results(stage: Stage) -> dict[str, Any]:
 
 def records(stage: Stage, skill: float) -> list[Record]:
     """Losses that fall, accuracies and scores that rise."""
-    noise, made = random.Random(f"{stage.key}"), []
+    noise, rows = random.Random(f"{stage.key}"), []
     headline = "mIoU" if stage.task.endswith("seg") else "top1"
     for epoch in range(1, EPOCHS[stage.kind] + 1):
         images, share = epoch * IMAGES_PER_EPOCH[stage.kind], epoch / EPOCHS[stage.kind]
         where = (images // 100, float(epoch), images, images / 2000)
-        made.append(Record(*where, "train", "loss", 2.3 - 1.5 * share**0.5 + noise.gauss(0, 0.03)))
+        rows.append(Record(*where, "train", "loss", 2.3 - 1.5 * share**0.5 + noise.gauss(0, 0.03)))
         if stage.kind == "pretrain":
-            made.append(Record(*where, "train", "masked_accuracy", 0.4 * share**0.7))
+            rows.append(Record(*where, "train", "masked_accuracy", 0.4 * share**0.7))
         if stage.kind in ("finetune", "supervised"):
             value = 25 + (40 + 12 * skill) * share**0.5 + noise.gauss(0, 0.8)
-            made.append(Record(*where, "val", headline, value))
-    return made
+            rows.append(Record(*where, "val", headline, value))
+    return rows
 
 
 def predictions(stage: Stage, skill: float) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -169,7 +169,7 @@ def predictions(stage: Stage, skill: float) -> tuple[pd.DataFrame, dict[str, flo
 
 
 def pictures(stage: Stage, skill: float) -> dict[str, np.ndarray]:
-    """What a stage stores to be looked at: smooth grounds with a bright blob instead of digits."""
+    """The pictures.npz of a stage: smooth backgrounds with a bright blob instead of digits."""
     shared, own = np.random.default_rng(3), np.random.default_rng([stage.seed, int(1000 * skill)])
     rows, columns = np.mgrid[:PIXELS, :PIXELS] / PIXELS
     centres, tints = shared.uniform(0.25, 0.75, (SHOWN, 2)), shared.uniform(60, 220, (SHOWN, 3, 1, 1))
@@ -177,22 +177,22 @@ def pictures(stage: Stage, skill: float) -> dict[str, np.ndarray]:
     images = np.clip(
         tints * (0.5 + 0.5 * rows) + 110 * blobs[:, None] + shared.normal(0, 9, (SHOWN, 3, PIXELS, PIXELS)), 0, 255
     )
-    found = {"images": images.astype(np.uint8)}
+    arrays = {"images": images.astype(np.uint8)}
     if stage.kind != "evaluate":
-        small = found["images"][:, :, ::2, ::2]
+        small = arrays["images"][:, :, ::2, ::2]
         tokenizer = {"words": own.integers(0, 64, (SHOWN, GRID, GRID)), "reconstruction": (small // 32) * 32}
         hidden = {"hidden": own.random((SHOWN, GRID, GRID)) < 0.4} if stage.kind == "pretrain" else {}
-        return {**found, **hidden, **(tokenizer if stage.method == "beit" else {})}
+        return {**arrays, **hidden, **(tokenizer if stage.method == "beit" else {})}
     if stage.task.endswith("seg"):
         labels = shared.integers(1, CLASSES, SHOWN)
         maps = blobs * labels[:, None, None]
         return {
-            **found,
+            **arrays,
             "maps": maps.astype(np.uint8),
             "predicted_maps": np.roll(maps, int(8 - 6 * skill), 2).astype(np.uint8),
         }
     labels = shared.integers(0, 10, SHOWN)
     wrong = own.random(SHOWN) > 0.55 + 0.3 * skill
     attention = blobs[:, ::8, ::8] * (0.5 + skill) + own.random((SHOWN, GRID, GRID)) * 0.4
-    return {**found, "labels": labels, "predictions": np.where(wrong, (labels + 3) % 10, labels),
+    return {**arrays, "labels": labels, "predictions": np.where(wrong, (labels + 3) % 10, labels),
             "attention": attention.astype(np.float32)}  # fmt: skip
