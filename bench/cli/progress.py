@@ -124,16 +124,6 @@ class ProgressLines(StageLog):
             self.log(f"{self.finished}/{self.total}    {stage_name(stage)}: {describe(position(run))}")
 
 
-class NoProgress(StageLog):
-    """Shows nothing: for a run that only measures costs."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda line: None)
-
-    def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
-        """Nothing is shown."""
-
-
 class ProgressBars(StageLog):
     """A bar for the study and one for each running stage."""
 
