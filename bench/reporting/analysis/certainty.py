@@ -23,11 +23,9 @@ def measures(outcomes: Outcomes, guard: Guard, headline: Sequence[Comparison]) -
         arms = [score.arm for score in comparison.scores]
         names = dict.fromkeys(name for arm in arms for result in arm.seeds for name in sorted(result.measures))
         for name in names:
-            measured = [arm for arm in (arm.with_measure(name) for arm in arms) if arm]
-            if len(measured) > 1:
-                comparisons.append(
-                    compare_arms(comparison.task, measured, outcomes=outcomes, guard=guard, measure=name)
-                )
+            others = [arm for arm in (arm.with_measure(name) for arm in arms) if arm]
+            if len(others) > 1:
+                comparisons.append(compare_arms(comparison.task, others, outcomes=outcomes, guard=guard, measure=name))
     return comparisons
 
 

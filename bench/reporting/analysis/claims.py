@@ -82,7 +82,7 @@ def parse(text: str) -> Claim:
 
 
 def check(plan: Plan) -> list[Claim]:
-    """The claims of a study, every name in them known; BenchError names the claim and the nearest arm."""
+    """The claims of a study, parsed; BenchError for an unknown arm, task or metric, with the nearest name."""
     claims = [parse(text) for text in plan.study.claims]
     for claim in claims:
         _tasks(claim, plan)
@@ -140,8 +140,8 @@ def evidence(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> list[Evid
 
 
 def _evidence(claim: Claim, comparison: Comparison, first: PlannedArm, second: PlannedArm) -> Evidence:
-    scored = {score.arm.planned.id for score in comparison.scores}
-    lacking = [label_of(arm) for arm in (first, second) if arm.id not in scored]
+    ids = {score.arm.planned.id for score in comparison.scores}
+    lacking = [label_of(arm) for arm in (first, second) if arm.id not in ids]
     if lacking:
         return _unsupported(claim, comparison.task, f"{' and '.join(lacking)}: no score yet")
     difference = comparison.between(first.id, second.id)

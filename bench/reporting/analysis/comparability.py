@@ -27,6 +27,7 @@ SAME_MEANING = {  # protocol key: names under which an arm's `set` may vary it
     "pretraining data": ("start_from", "start", "intermediate"),
     "labels": ("labels", "start_from"),
 }
+# the protocol's decoder reads image files; as a key, "decoder" is the segmentation head
 NAMES = {"crop_ratio": "crop", "mean": "normalisation mean", "std": "normalisation deviation", "decoder": "reader"}
 DATASET_NAMES = {"imagenet": "IN-1k", "imagenet1k": "IN-1k", "imagenet22k": "IN-22k", "ade20k": "ADE20K"}
 PRETRAINED_ON = (  # data of published weights, by a pattern of their id; the first that fits. Source: their cards
@@ -99,7 +100,7 @@ class Guard:
         self.reasons = {arm.id: reasons(outcomes, arm) for arm in outcomes.plan.arms}
         keys = sorted({key for own in self.fingerprints.values() for key in own} | {REPORTABLE})
         self.allow = frozenset(_protocol_key(name, keys) for name in allow)
-        self._varied = {key for key in keys if _is_varied(key, outcomes.plan.arms, outcomes)}
+        self._varied = {key for key in keys if _is_varied(key, outcomes.plan.study.arms)}
 
     def conflicts(self, first: str, second: str) -> dict[str, str]:
         """What two arms do not share: key -> 'resolution 224 vs 384'; {} when they may be subtracted."""
@@ -164,10 +165,10 @@ def _best_on_test(outcomes: Outcomes, arm: PlannedArm, seed: int) -> bool:
     return last.data["minival"].identity == scoring.data["val"].identity
 
 
-def _is_varied(key: str, arms: Sequence[PlannedArm], outcomes: Outcomes) -> bool:
+def _is_varied(key: str, arms: Sequence[StudyArm]) -> bool:
     """Whether the study's arms set this key themselves, not all to the same value."""
     names = SAME_MEANING.get(key, (key.replace(" ", "_"),))
-    return len({_own_values(arm, names) for arm in outcomes.plan.study.arms}) > 1
+    return len({_own_values(arm, names) for arm in arms}) > 1
 
 
 def _own_values(arm: StudyArm, names: Sequence[str]) -> str:

@@ -11,16 +11,7 @@ import pandas as pd
 
 from bench.config.stage import Plan
 from bench.reporting import published
-from bench.reporting.analysis import (
-    certainty,
-    claims,
-    convergence,
-    curves,
-    disagreement,
-    reproduction,
-    summary,
-    tables,
-)  # fmt: skip
+from bench.reporting.analysis import certainty, claims, convergence, curves, disagreement, reproduction, summary, tables
 from bench.reporting.analysis.claims import Evidence
 from bench.reporting.analysis.comparability import Guard
 from bench.reporting.analysis.comparisons import Comparison, compare_arms

@@ -35,7 +35,7 @@ class ImageRows(NamedTuple):
 
 
 def read(path: Path, metric: str) -> ImageRows:
-    """The rows of an evaluation; BenchError when they cannot be read, or an image stands there twice."""
+    """The per-image results of an evaluation; BenchError when they cannot be read, or hold an image twice."""
     needed = ["id", "correct"] if metric == "top1" else ["id", "intersect", "union"]
     try:
         with pq.ParquetFile(path) as file:  # opened once; pandas would open it again, at twice the time

@@ -9,7 +9,7 @@ import pandas as pd
 from bench.reporting.analysis.comparability import Guard
 from bench.reporting.analysis.comparisons import MEANING, Comparison, Difference, Score
 from bench.reporting.analysis.outcomes import Outcomes, label_of
-from bench.reporting.analysis.tables import shown_interval
+from bench.reporting.analysis.tables import interval_text
 from bench.reporting.formatting import PLUS_MINUS, amount, escaped, listed, metric_name, p_value, points
 
 # ViT-B trained for 300 epochs on the 1,281,167 images of ImageNet-1k: the smallest budget of the methods' papers at
@@ -33,7 +33,7 @@ def of_task(comparison: Comparison, table: pd.DataFrame) -> list[str]:
     verb = "is highest" if len(highest) == 1 else "share the highest score"
     sentences = [
         f"On {escaped(comparison.task)} ({metric}, {comparison.images} images) {names} {verb}: "
-        f"{best.spread.mean:.2f} %{_deviation(best)}, 95 % interval over images {shown_interval(best.interval)}."
+        f"{best.spread.mean:.2f} %{_deviation(best)}, 95 % interval over images {interval_text(best.interval)}."
     ]
     sentences += _against(comparison, ranked)
     return [*sentences, *_cost(best, table)]

@@ -1,4 +1,4 @@
-"""The numbers of a report as pandas tables, and the same numbers as rows of text for people."""
+"""Tables of a report: its numbers as pandas frames, and the same numbers as rows of text."""
 
 from __future__ import annotations
 
@@ -92,11 +92,12 @@ def costs(outcomes: Outcomes, arm: ScoredArm) -> dict[str, float]:
     before = math.nan if outcomes.pretrained_weights(arm.planned) else 0.0
 
     def own_known_all(fact: str, unit: float = 1.0) -> tuple[float, float, float]:
+        """Of the last stage; with upstream stages; the same, unknown after pretrained weights."""
         own = mean(lambda last, _: last.number(fact)) / unit
         known = own + mean(lambda _, upstream: sum(run.number(fact) for run in upstream)) / unit
         return own, known, known + before
 
-    taken = {
+    totals = {
         "images": own_known_all("images"),
         "device_hours": own_known_all("device_seconds", SECONDS_PER_HOUR),
         "flops": own_known_all("flops"),
@@ -108,7 +109,7 @@ def costs(outcomes: Outcomes, arm: ScoredArm) -> dict[str, float]:
         "pretraining_epochs_known": float(np.mean(epochs)) if epochs else math.nan,
         **{
             f"{fact}_{part}": value
-            for fact, values in taken.items()
+            for fact, values in totals.items()
             for part, value in zip(("own", "known", "all"), values, strict=True)
         },
     }
@@ -145,7 +146,7 @@ def _main_row(row: Mapping[Any, Any]) -> dict[str, str]:
     notes = row["notes"].split()
     return {
         "arm": escaped(row["label"] or row["arm"]),
-        f"{metric_name(row['metric'])} % \u2191": shown_score(row),
+        f"{metric_name(row['metric'])} % \u2191": score_text(row),
         "95 % interval": _interval_or_none(row["low"], row["high"]),
         "with training again": _interval_or_none(row["low_retrained"], row["high_retrained"]),
         "trained": escaped(row["design"]) or NO_VALUE,
@@ -189,23 +190,23 @@ def share(value: float) -> str:
 
 
 def _interval_or_none(low: float, high: float) -> str:
-    return NO_VALUE if math.isnan(low) else shown_interval((low, high))
+    return NO_VALUE if math.isnan(low) else interval_text((low, high))
 
 
-def shown_interval(interval: tuple[float, float]) -> str:
+def interval_text(interval: tuple[float, float]) -> str:
     """'70.1 to 73.2', with two decimals."""
     return f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
-def shown_score(row: Mapping[Any, Any]) -> str:
+def score_text(row: Mapping[Any, Any]) -> str:
     """'**71.20 +- 0.31** (2)': mean, sd and number of seeds."""
     if math.isnan(row["score"]):
         return f"no result ({row['seeds']} of {row['seeds_planned']})"
     text = f"{row['score']:.2f}" + ("" if math.isnan(row["sd"]) else f" {PLUS_MINUS} {row['sd']:.2f}")
     planned = "" if row["seeds"] == row["seeds_planned"] else f" of {row['seeds_planned']}"
     mark = "" if row["reportable"] else " (not reportable)"
-    shown = f"**{text}**" if row["best"] else f"{text} {ALIKE}" if row["like_best"] else text
-    return f"{shown} ({row['seeds']}{planned}){mark}"
+    marked = f"**{text}**" if row["best"] else f"{text} {ALIKE}" if row["like_best"] else text
+    return f"{marked} ({row['seeds']}{planned}){mark}"
 
 
 def extra(outcomes: Outcomes) -> pd.DataFrame:
@@ -293,14 +294,14 @@ def pair_rows(comparison: Comparison) -> list[dict[str, str]]:
 
 
 def _tests(difference: Difference) -> dict[str, str]:
-    shown = not difference.conflicts
-    seeds, noise = shown and difference.scope != "weights", difference.by_retraining
+    comparable = not difference.conflicts
+    seeds, noise = comparable and difference.scope != "weights", difference.by_retraining
     return {
-        "difference": points(difference.value) if shown else NO_VALUE,
-        "over images": shown_points(difference.images_interval) if shown else NO_VALUE,
-        "with training again": shown_points(difference.interval) if seeds else NO_VALUE,
-        "p": p_value(difference.p) if shown else NO_VALUE,
-        "after Holm": p_value(difference.p_adjusted) if shown else NO_VALUE,
+        "difference": points(difference.value) if comparable else NO_VALUE,
+        "over images": points_text(difference.images_interval) if comparable else NO_VALUE,
+        "with training again": points_text(difference.interval) if seeds else NO_VALUE,
+        "p": p_value(difference.p) if comparable else NO_VALUE,
+        "after Holm": p_value(difference.p_adjusted) if comparable else NO_VALUE,
         "exact McNemar by seed": _mcnemar(difference),
         "retraining noise": NO_VALUE if noise is None else f"{noise:.2f}",
         "speaks of": difference.scope,
@@ -308,7 +309,7 @@ def _tests(difference: Difference) -> dict[str, str]:
     }
 
 
-def shown_points(interval: tuple[float, float]) -> str:
+def points_text(interval: tuple[float, float]) -> str:
     """'-0.10 to +2.31'."""
     return f"{points(interval[0])} to {points(interval[1])}"
 

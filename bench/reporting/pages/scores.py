@@ -68,7 +68,7 @@ def _measure(comparison: Comparison) -> Table | None:
         number = f"{spread.mean:.2f}" + ("" if spread.sd is None else f" {PLUS_MINUS} {spread.sd:.2f}")
         marked = f"**{number}**" if arm in highest else f"{number} {ALIKE}" if arm in alike else number
         rows.append({"arm": escaped(label_of(score.arm.planned)), metric_name(comparison.measure): marked,
-                     "95 % interval": tables.shown_interval(score.interval)})  # fmt: skip
+                     "95 % interval": tables.interval_text(score.interval)})  # fmt: skip
     name = f"{metric_name(comparison.measure)} on {escaped(comparison.task)}"
     return table(
         f"measure-{slug(comparison.task)}-{slug(comparison.measure)}", rows, list(rows[0])[1:] if rows else (),
