@@ -172,7 +172,7 @@ def test_weights_that_have_changed_since_are_not_scored(tasks, checkpoint, tmp_p
     save_file(
         {name: value + 1 for name, value in load_file(own / "model.safetensors").items()}, own / "model.safetensors"
     )
-    run = carried_out(plan, tmp_path, code=worker.FAILED)
+    run = carried_out(plan, tmp_path, code=ExitCode.FAILED)
     assert "holds other weights" in run.status().error
 
 
