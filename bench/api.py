@@ -11,6 +11,7 @@ The command line calls the same functions. Nothing heavy is imported before a fu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -248,14 +249,14 @@ def compare(study: str | Path | Plan, *, output: str | Path = RESULTS, allow: Se
 
 def stored_plan(study: str | Path, output: str | Path = RESULTS) -> Plan:
     """The plan that was last run of a study, by name or by the path of its file, with the claims the file makes now."""
-    from bench.config.registry import study_from
+    from bench.config.registry import read_study_file
     from bench.runs.store import read_plan
 
     path = Path(study)
     planned = read_plan(Path(output), path.stem if path.suffix == ".toml" else str(study))
     if path.suffix != ".toml" or not path.exists():
         return planned
-    claims = study_from(path).claims
+    claims = read_study_file(path).claims
     return planned.model_copy(update={"study": planned.study.model_copy(update={"claims": claims})})
 
 
@@ -331,7 +332,7 @@ def records(
     """
     import pandas as pd
 
-    from bench.runs.run import Record
+    from bench.runs.run import FIELDS
     from bench.runs.store import run_of
 
     planned = study if isinstance(study, Plan) else stored_plan(study, output)
@@ -340,8 +341,8 @@ def records(
         for seed, roles in arm.stages.items():
             for role, key in roles.items():
                 run = run_of(Path(output), planned.stages[key])
-                rows += [(arm.label, seed, role, run.root.name, *record) for record in run.records()]
-    frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *Record._fields])
+                rows += [(arm.label, seed, role, run.root.name, *astuple(record)) for record in run.records()]
+    frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *FIELDS])
     for column, value in (("metric", metric), ("split", split)):
         if value and value not in set(frame[column]):
             raise unknown(column, value, frame[column].unique())

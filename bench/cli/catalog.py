@@ -8,10 +8,10 @@ from pathlib import Path
 from bench import methods
 from bench.cli.formatting import Row
 from bench.cli.render_run import run_row
-from bench.config.fidelity import as_published
-from bench.config.overrides import address, flatten
+from bench.config.fidelity import published_level
+from bench.config.overrides import flatten, parse_address
 from bench.config.precedence import variants
-from bench.config.registry import Places, places, read_task, study_files, study_from, task_files, task_from
+from bench.config.registry import Places, places, read_study_file, read_task, read_task_file, study_files, task_files
 from bench.config.schema import Method, Overrides, Recipe, Study, Task
 from bench.data import datasets
 from bench.errors import BenchError, parse, read_toml, unknown
@@ -25,16 +25,16 @@ def rows(what: str, include: Sequence[Path], output: Path) -> list[Row]:
     if what == "methods":
         return [row for name in methods.names() for row in _method_rows(methods.read(name))]
     if what == "tasks":
-        return [_task_row(task_from(path)) for path in task_files(where).values()]
+        return [_task_row(read_task_file(path)) for path in task_files(where).values()]
     if what == "studies":
-        return [_study_row(study_from(path)) for path in study_files(where).values()]
+        return [_study_row(read_study_file(path)) for path in study_files(where).values()]
     return [run_row(run) for run in all_runs(output)]
 
 
 def _method_rows(method: Method) -> list[Row]:
-    rows = [{"method": method.name, "fidelity": as_published(method, ""), "what it does": method.summary}]
+    rows = [{"method": method.name, "fidelity": published_level(method, ""), "what it does": method.summary}]
     rows += [
-        {"method": f"{method.name}:{name}", "fidelity": as_published(method, name), "what it does": variant.summary}
+        {"method": f"{method.name}:{name}", "fidelity": published_level(method, name), "what it does": variant.summary}
         for name, variant in variants(method).items()
     ]
     return rows
@@ -54,9 +54,9 @@ def validate(path: Path, include: Sequence[Path]) -> str:
     """Check a task, study or method file. Returns the kind of file; BenchError says what is wrong."""
     values, where = read_toml(path), places(include)
     if "arms" in values:
-        return f"a study of {len(plan_without_data(study_from(path), where).study.arms)} arms"
+        return f"a study of {len(plan_without_data(read_study_file(path), where).study.arms)} arms"
     if "dataset" in values or "base" in values:
-        _check_task(task_from(path), where)
+        _check_task(read_task_file(path), where)
         return "a task"
     if "paper" in values or "stages" in values:
         _check_method(parse(Method, {**values, "name": path.stem}, str(path)))
@@ -88,17 +88,17 @@ def _check_method(method: Method) -> None:
     sets = [flatten(method.recipe, where), *method.sizes.values(), *(v.set for v in method.variants.values())]
     for values in sets:
         for text in values.keys() - {"stages"}:
-            address(text, where=f"{where}: ")
+            parse_address(text, where=f"{where}: ")
         _check_recipes({text: value for text, value in values.items() if text != "stages"}, where)
 
 
 def _check_recipes(flat: dict[str, object], where: str) -> None:
     """The types of recipe values, stage by stage."""
     for stage in _stages(flat):
-        addresses = {text: address(text) for text in flat}
+        addresses = {text: parse_address(text) for text in flat}
         recipe = {a.name: flat[text] for text, a in addresses.items() if a.stage == stage and a.part == "recipe"}
         parse(Recipe, recipe, f"{where}, {stage}")
 
 
 def _stages(flat: Iterable[str]) -> list[str]:
-    return sorted({address(text).stage for text in flat})
+    return sorted({parse_address(text).stage for text in flat})

@@ -69,5 +69,5 @@ def diff(
     from bench.runs import diff as value_diff
 
     names = first, second
-    values = value_diff.arms(output_dir, study, names) if study else value_diff.runs(output_dir, names)
+    values = value_diff.diff_arms(output_dir, study, names) if study else value_diff.diff_runs(output_dir, names)
     emit([value._asdict() for value in values] if as_json else render_run.differences_text(values))

@@ -78,12 +78,12 @@ def validate(
 
 def check_links(study: Path, include: list[Path]) -> None:
     """BenchError when a study claims something of an arm, or names a published row, that is not there."""
-    from bench.config.registry import places, study_from
+    from bench.config.registry import places, read_study_file
     from bench.planning.planner import plan_without_data
     from bench.reporting import published
     from bench.reporting.analysis import claims
 
-    plan = plan_without_data(study_from(study), places(include))
+    plan = plan_without_data(read_study_file(study), places(include))
     claims.check(plan)
     published.check(plan, published.default_path())
 

@@ -23,7 +23,7 @@ from bench.runs.run import Run
 
 if TYPE_CHECKING:
     from bench.reporting import Report
-    from bench.runs.diff import Differing
+    from bench.runs.diff import DifferingValue
 
 MISSING_SHOWN = 20  # lines
 
@@ -85,7 +85,7 @@ def report_json(report: Report) -> dict[str, Any]:
     }
 
 
-def differences_text(differences: Sequence[Differing]) -> str:
+def differences_text(differences: Sequence[DifferingValue]) -> str:
     """Values that differ between two arms or runs, a table for each reason."""
     if not differences:
         return "nothing differs"
@@ -150,7 +150,7 @@ def run_json(run: Run) -> dict[str, Any]:
         "holder": run.holder(),
         "attempts": run.attempts(),
         "results": run.results() if status.state == "done" else None,
-        "last_records": [record._asdict() for record in run.records()[-20:]],
+        "last_records": [asdict(record) for record in run.records()[-20:]],
         "stage": stage.model_dump(mode="json"),
     }
 

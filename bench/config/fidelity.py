@@ -1,8 +1,8 @@
-"""How close an arm is to the published method: its level, and in words all that is not as the authors do it.
+"""Fidelity: how close an arm is to the published method, and its departures in words.
 
-The one place that decides. A level is what the method or its variant says of its code: exact when tests/parity holds
-it to the authors' numbers. An arm can only be further away than that: `close` when a departure concerns it, or a number
-of its recipe is another than the published one; `placeholder` when a part of it is a stand-in.
+The one place that decides. The method or its variant declares the level of its code: exact when tests/parity compares
+it with the authors' numbers. An arm can only be lower: `close` when a departure applies to it or its recipe has a value
+that is not the published one; `placeholder` when one of its networks is a stand-in.
 """
 
 from __future__ import annotations
@@ -11,77 +11,74 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.config.overrides import SIZE_INDEPENDENT
-from bench.config.precedence import ArmConfig, stages_of_variant, variant_of
+from bench.config.precedence import ArmConfig, stages_of, variant_of
 from bench.config.schema import Arm, Departure, Fidelity, Method, Recipe
 from bench.config.stage import Stage
 
-OF_THE_MACHINE = {"recipe.precision"}  # what does not make a recipe another one
+OF_THE_MACHINE = {"recipe.precision"}  # depends on the hardware, so it does not make a recipe another one
 
 
-def level(arm_config: ArmConfig, stages: Sequence[Stage]) -> Fidelity:
+def level(config: ArmConfig, stages: Sequence[Stage]) -> Fidelity:
     """The level of an arm that goes through these stages."""
     if stand_ins(stages):
         return "placeholder"
-    numbers = {place for stage in stages for place in stage.departures} - OF_THE_MACHINE
-    return _at_most(
-        variant_of(arm_config.method, arm_config.variant).fidelity, bool(numbers or _told(arm_config, stages))
-    )
+    values = {place for stage in stages for place in stage.departures} - OF_THE_MACHINE
+    departs = bool(values or _departures_of(config, stages))
+    return _lower(variant_of(config.method, config.variant).fidelity, departs)
 
 
-def departures(arm_config: ArmConfig, stages: Sequence[Stage]) -> tuple[str, ...]:
-    """In words; the numbers that differ are in the stages."""
-    return (*stand_ins(stages), *_told(arm_config, stages))
+def departures(config: ArmConfig, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The departures of an arm in words; the values that differ are in its stages."""
+    return (*stand_ins(stages), *_departures_of(config, stages))
 
 
 def stand_ins(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """Parts that only hold the place of what they are called: tokenizers and teachers that saw a handful of pictures.
+    """Tokenizers and teachers that were trained on a limited split, a sentence each.
 
-    A tokenizer that has been trained on the task's own pictures is a tokenizer, a smaller one than DALL-E's.
+    A tokenizer that was trained on all of the task's images is no stand-in, only smaller than DALL-E's.
     """
-    few = {
-        stage.kind: stage.data["train"]
-        for stage in stages
-        if stage.kind in SIZE_INDEPENDENT and stage.data["train"].limit
-    }
+    splits = {stage.kind: stage.data["train"] for stage in stages if stage.kind in SIZE_INDEPENDENT}
     return tuple(
-        f"The {kind} is a stand-in: it learned from {data.images:,} images, because the data were limited."
-        for kind, data in few.items()
+        f"The {kind} is a stand-in: it learned from {split.images:,} images, because the data were limited."
+        for kind, split in splits.items()
+        if split.limit
     )
 
 
-def as_published(method: Method, variant: str) -> Fidelity:
-    """The level of a method or variant as its paper runs it, whatever the task."""
-    arm_config = ArmConfig(Arm(method=method.name), method, variant, "")
-    numbers = {f"{stage}.options.{name}": value for stage, own in method.options.items() for name, value in own.items()}
+def published_level(method: Method, variant: str) -> Fidelity:
+    """The level of a method or variant with its published recipe, whatever the task."""
+    config = ArmConfig(Arm(method=method.name), method, variant, "")
+    values = {f"{stage}.options.{name}": value for stage, own in method.options.items() for name, value in own.items()}
     for stage, recipe in method.recipe.items():
-        numbers |= {f"{stage}.recipe.{name}": value for name, value in Recipe(**recipe).model_dump().items()}
+        values |= {f"{stage}.recipe.{name}": value for name, value in Recipe(**recipe).model_dump().items()}
     for place, value in variant_of(method, variant).set.items():
         stage, _, rest = place.partition(".")
-        numbers[f"{stage}.{rest if '.' in rest else f'recipe.{rest}'}"] = value
-    concerned = [
-        one
-        for one in method.departures
-        if not one.size
-        and one.stage in ("", *stages_of_variant(arm_config))
-        and all(numbers.get(f"{one.stage}.{place}") == value for place, value in one.when.items())
-    ]
-    return _at_most(variant_of(method, variant).fidelity, bool(concerned))
+        values[f"{stage}.{rest if '.' in rest else f'recipe.{rest}'}"] = value
+    departs = any(
+        not departure.size  # a departure of one size says nothing of the method
+        and departure.stage in ("", *stages_of(config))
+        and all(values.get(f"{departure.stage}.{place}") == value for place, value in departure.when.items())
+        for departure in method.departures
+    )
+    return _lower(variant_of(method, variant).fidelity, departs)
 
 
-def _at_most(declared: Fidelity, departs: bool) -> Fidelity:
+def _lower(declared: Fidelity, departs: bool) -> Fidelity:
     return "close" if declared == "exact" and departs else declared
 
 
-def _told(arm_config: ArmConfig, stages: Sequence[Stage]) -> tuple[str, ...]:
-    """The method's departures that concern an arm."""
-    return tuple(one.text for one in arm_config.method.departures if _concerns(one, arm_config.size, stages))
+def _departures_of(config: ArmConfig, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The method's departures that apply to an arm."""
+    return tuple(d.text for d in config.method.departures if _applies(d, config.size, stages))
 
 
-def _concerns(one: Departure, size: str, stages: Sequence[Stage]) -> bool:
-    if one.size not in ("", size):
+def _applies(departure: Departure, size: str, stages: Sequence[Stage]) -> bool:
+    if departure.size not in ("", size):
         return False
-    own = [stage for stage in stages if stage.kind == one.stage]
-    return not one.stage or any(all(_value(stage, place) == v for place, v in one.when.items()) for stage in own)
+    if not departure.stage:
+        return True
+    own = [stage for stage in stages if stage.kind == departure.stage]
+    return any(all(_value(stage, place) == v for place, v in departure.when.items()) for stage in own)
 
 
 def _value(stage: Stage, place: str) -> Any:

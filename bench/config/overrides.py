@@ -1,4 +1,4 @@
-"""Values laid over one another: who set what, in which order, and what holds in the end.
+"""Config overrides: addresses of values, layers of values from different places, and merging them.
 
 A value has an address: 'finetune.lr' (a recipe), 'pretrain.options.hidden_fraction' (a method's own number),
 'model.layer_scale' (every stage) or 'teacher.model.trunk' (one). Inside a stage the address reads 'recipe.lr',
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bench.config.schema import TRAINED, Model, Recipe, StageKind
@@ -16,23 +17,21 @@ from bench.errors import BenchError, nearest, unknown
 
 STAGES = (*TRAINED, "evaluate")
 PARTS = {"recipe": tuple(Recipe.model_fields), "model": tuple(Model.model_fields)}
-SIZE_INDEPENDENT: tuple[StageKind, ...] = (
-    "tokenizer",
-    "teacher",
-)  # networks of their own: shared by all sizes and seeds
-SHARED = ("model.image_size", "model.patch_size")  # what those have in common with the trunk
-ENVIRONMENT = ("CACHE", "DATA_DIR", "HOME", "LOG_LEVEL", "OUTPUT_DIR")  # BENCH_ variables that are not values
+SIZE_INDEPENDENT: tuple[StageKind, ...] = ("tokenizer", "teacher")  # one network for all sizes and seeds of an arm
+SHARED = ("model.image_size", "model.patch_size")  # [model] values that also hold for those two
+ENVIRONMENT = ("CACHE", "DATA_DIR", "HOME", "LOG_LEVEL", "OUTPUT_DIR")  # BENCH_ variables that are no overrides
 
 
-class Layer(NamedTuple):
-    """Values from one place. `sources` names a finer origin for some addresses, or for a whole stage ('pretrain')."""
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values from one place: a method file, a task, a study, the command line."""
 
     origin: str
-    values: dict[str, Any]
-    sources: dict[str, str] = {}  # noqa: RUF012 - never written to
+    values: dict[str, Any]  # by address
+    sources: dict[str, str] = field(default_factory=dict)  # address or stage -> a more exact origin, like a table
 
     def origin_of(self, address: str) -> str:
-        """Where the value at `address` was written."""
+        """Where the value at `address` was written, as exactly as is known."""
         stage = address.partition(".")[0]
         return self.sources.get(address) or self.sources.get(stage) or self.origin
 
@@ -45,7 +44,8 @@ class Assignment(NamedTuple):
     published: bool
 
 
-class Address(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Address:
     """Where a value belongs: method '' is every method, stage 'model' is every stage."""
 
     method: str
@@ -58,8 +58,11 @@ class Address(NamedTuple):
         return ".".join(word for word in (self.method, self.stage, inner) if word)
 
 
-def address(text: str, methods: Iterable[str] = (), where: str = "") -> Address:
-    """'beit:pixels.finetune.lr' taken apart; BenchError names what is not known in it and what is near."""
+def parse_address(text: str, methods: Iterable[str] = (), where: str = "") -> Address:
+    """Parse 'beit:pixels.finetune.lr'. BenchError names the unknown word and the nearest known one.
+
+    methods: names that may stand before the stage. where: begins the message of an error.
+    """
     words, method = text.strip().split("."), ""
     if len(words) > 2 and words[0] not in (*STAGES, "model"):
         method = words.pop(0)
@@ -69,7 +72,7 @@ def address(text: str, methods: Iterable[str] = (), where: str = "") -> Address:
     if stage not in (*STAGES, "model"):
         raise BenchError(f"{where}{text}: {unknown('stage', stage, (*STAGES, 'model'))}")
     if stage == "model" and len(rest) > 1 and rest[0] in STAGES:
-        stage, rest = rest[0], ["model", *rest[1:]]  # model.teacher.trunk, as a [model.teacher] table reads
+        stage, rest = rest[0], ["model", *rest[1:]]  # a [model.teacher] table of a method file: model.teacher.trunk
     part = "model" if stage == "model" else "recipe"
     if stage != "model" and len(rest) > 1:
         part = rest.pop(0)
@@ -81,7 +84,10 @@ def address(text: str, methods: Iterable[str] = (), where: str = "") -> Address:
 
 
 def flatten(nested: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """{'pretrain': {'lr': .1, 'options': {'x': 1}}} -> {'pretrain.lr': .1, 'pretrain.options.x': 1}, checked."""
+    """{'pretrain': {'lr': .1, 'options': {'x': 1}}} -> {'pretrain.lr': .1, 'pretrain.options.x': 1}.
+
+    BenchError for an address that does not exist.
+    """
     flat: dict[str, Any] = {}
     for stage, body in nested.items():
         if not isinstance(body, Mapping):
@@ -89,28 +95,29 @@ def flatten(nested: Mapping[str, Any], where: str) -> dict[str, Any]:
         for name, value in body.items():
             inner = value if isinstance(value, Mapping) else {"": value}
             for key, item in inner.items():
-                flat[str(address(f"{stage}.{name}.{key}".rstrip("."), where=f"{where}: "))] = item
+                flat[str(parse_address(f"{stage}.{name}.{key}".rstrip("."), where=f"{where}: "))] = item
     return flat
 
 
 def from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
-    """Values from BENCH_FINETUNE_LR=2e-3 and the like. BenchError for a BENCH_ name that means nothing."""
-    found = {}
+    """Overrides from environment variables like BENCH_FINETUNE_LR=2e-3. BenchError for an unknown BENCH_ variable."""
+    values = {}
     for name, text in variables.items():
         if name.startswith("BENCH_") and name.removeprefix("BENCH_") not in ENVIRONMENT:
-            found[str(_variable(name))] = parse_value(text)
-    return found
+            values[str(_parse_variable(name))] = parse_value(text)
+    return values
 
 
-def _variable(name: str) -> Address:
+def _parse_variable(name: str) -> Address:
     words = name.removeprefix("BENCH_").lower().split("_")
     stage, rest = words[0], words[1:]
     if stage not in (*STAGES, "model") or not rest:
-        known = [*ENVIRONMENT, *(f"{kind.upper()}_LR" for kind in TRAINED)]
-        raise BenchError(f"{name} in the environment means nothing here.{nearest(name.removeprefix('BENCH_'), known)}")
+        examples = [*ENVIRONMENT, *(f"{kind.upper()}_LR" for kind in TRAINED)]
+        hint = nearest(name.removeprefix("BENCH_"), examples)
+        raise BenchError(f"{name} in the environment means nothing here.{hint}")
     if rest[0] in ("options", "model") and len(rest) > 1:
-        return address(f"{stage}.{rest[0]}.{'_'.join(rest[1:])}", where=f"{name} in the environment: ")
-    return address(f"{stage}.{'_'.join(rest)}", where=f"{name} in the environment: ")
+        return parse_address(f"{stage}.{rest[0]}.{'_'.join(rest[1:])}", where=f"{name} in the environment: ")
+    return parse_address(f"{stage}.{'_'.join(rest)}", where=f"{name} in the environment: ")
 
 
 def parse_set(text: str) -> tuple[str, Any]:
@@ -122,7 +129,7 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A number, truth value or list as TOML writes it; anything else is the text itself."""
+    """A number, boolean or list in TOML syntax; anything else is the text itself."""
     try:
         return tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
@@ -130,17 +137,20 @@ def parse_value(text: str) -> Any:
 
 
 def merge_layers(kind: StageKind, layers: Iterable[Layer], published: int) -> dict[str, list[Assignment]]:
-    """All that was written for a stage, by inner address ('recipe.lr'), in order: the last one holds.
+    """Every assignment to a stage's values, by inner address ('recipe.lr'), weakest layer first: the last one holds.
 
-    published: how many of the layers, from the first, make the method's published recipe.
+    published: how many of the layers, from the first, make up the published recipe.
     """
     history: dict[str, list[Assignment]] = {}
     for number, layer in enumerate(layers):
+        # Within a layer [model] comes first, so that a stage's own model values win over those of every stage.
         for text, value in sorted(layer.values.items(), key=lambda item: not item[0].startswith("model.")):
-            _, stage, part, name = address(text)
-            if stage == kind or (stage == "model" and (kind not in SIZE_INDEPENDENT or text in SHARED)):
+            address = parse_address(text)
+            for_all = address.stage == "model" and (kind not in SIZE_INDEPENDENT or text in SHARED)
+            if address.stage == kind or for_all:
                 assignment = Assignment(value, layer.origin_of(text), number < published)
-                history.setdefault(f"{part}.{name}", []).append(assignment)
+                history.setdefault(f"{address.part}.{address.name}", []).append(assignment)
                 if text == f"{kind}.epochs" and f"{kind}.steps" not in layer.values and "recipe.steps" in history:
-                    history["recipe.steps"].append(assignment._replace(value=0))  # who counts in epochs means them
+                    # Steps win over epochs, so a layer that sets epochs has to cancel the steps of a weaker one.
+                    history["recipe.steps"].append(assignment._replace(value=0))
     return history

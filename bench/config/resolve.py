@@ -1,9 +1,10 @@
-"""A stage's values, once all layers are laid over one another: read, compared with the published ones, checked."""
+"""Config resolution: a stage's merged values as model, recipe and options; departures; checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from bench.config.overrides import SIZE_INDEPENDENT, Assignment
 from bench.config.schema import Model, Protocol, Recipe, Scalar, StageKind, Task
@@ -11,34 +12,35 @@ from bench.config.stage import COSMETIC, Stage
 from bench.environment import computes_in_bf16
 from bench.errors import BenchError, parse
 
-HALF = (0.5, 0.5, 0.5)
+HALF = (0.5, 0.5, 0.5)  # mean and deviation that map [0, 1] to [-1, 1]
 
 
-class ResolvedConfig(NamedTuple):
-    """What was written for a stage, read as its model, recipe and options."""
+@dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    """All assignments to a stage's values, and the model, recipe and options that they make."""
 
     where: str
     kind: StageKind
-    assignments: dict[str, list[Assignment]]  # inner address -> all that was assigned there; the last one holds
+    assignments: dict[str, list[Assignment]]  # by inner address, like recipe.lr; the last one holds
 
     def values(self, part: str, published: bool = False) -> dict[str, Any]:
-        """The values of a part that hold, or that the published recipe has."""
+        """The values of a part; published: those of the published recipe."""
         values = {}
         for place, assignments in self.assignments.items():
-            counted = [a for a in assignments if a.published] if published else assignments
-            if place.startswith(f"{part}.") and counted:
-                values[place.partition(".")[2]] = counted[-1].value
+            eligible = [a for a in assignments if a.published] if published else assignments
+            if place.startswith(f"{part}.") and eligible:
+                values[place.partition(".")[2]] = eligible[-1].value
         return values
 
     def recipe(self, published: bool = False) -> Recipe:
-        """The training recipe, in a precision that the machine has where the recipe leaves that open."""
-        found = parse(Recipe, self.values("recipe", published), self.where)
-        if found.precision != "auto":
-            return found
-        return found.model_copy(update={"precision": "bf16" if computes_in_bf16() else "fp32"})
+        """The training recipe; precision "auto" becomes bf16 where this machine computes in it, else fp32."""
+        recipe = parse(Recipe, self.values("recipe", published), self.where)
+        if recipe.precision != "auto":
+            return recipe
+        return recipe.model_copy(update={"precision": "bf16" if computes_in_bf16() else "fp32"})
 
     def options(self) -> dict[str, Scalar]:
-        """The method's own numbers, in the type of the published ones."""
+        """The method's options, each in the type of its published value."""
         defaults = self.values("options", published=True)
         return {
             name: coerce(defaults[name], value, f"{self.where}: options.{name}")
@@ -46,28 +48,30 @@ class ResolvedConfig(NamedTuple):
         }
 
     def model(self, published: bool = False, **decided: Any) -> Model:
-        """The network. That of a tokenizer or teacher has no size: it is the same beside every trunk."""
+        """The network. decided: values that no layer writes, like the number of classes."""
+        # A tokenizer or teacher is shared by trunks of all sizes, so its model, and with it its key, names none.
         size = {"size": ""} if self.kind in SIZE_INDEPENDENT else {}
         return parse(Model, {**size, **self.values("model", published), **decided}, self.where)
 
     def departures(self) -> dict[str, tuple[Any, Any]]:
         """Address -> (published, here) for every value that is not the published one."""
-        found = {}
-        pairs = [
+        departures = {}
+        parts = [
             ("recipe", self.recipe(published=True).model_dump(mode="json"), self.recipe().model_dump(mode="json")),
             ("model", self.model(published=True).model_dump(mode="json"), self.model().model_dump(mode="json")),
             ("options", self.values("options", published=True), self.options()),
         ]
-        for part, published, here in pairs:
+        for part, published, here in parts:
             for name in here:
-                unread = name == "decoder" and self.kind != "finetune"
-                if published[name] != here[name] and name not in COSMETIC and not unread:
-                    found[f"{part}.{name}"] = (published[name], here[name])
-        return found
+                unused = name == "decoder" and self.kind != "finetune"  # only fine-tuning has a segmentation head
+                if published[name] != here[name] and name not in COSMETIC and not unused:
+                    departures[f"{part}.{name}"] = (published[name], here[name])
+        return departures
 
 
 def coerce(default: Any, value: Any, where: str) -> Any:
-    """`value` in the type of `default`; BenchError when it is of another."""
+    """`value` in the type of `default`, an int as a float where that is meant; BenchError for another type."""
+    # A bool is an int in Python, but true is no number for a user.
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
@@ -76,7 +80,7 @@ def coerce(default: Any, value: Any, where: str) -> Any:
 
 
 def steps_of(stage: Stage) -> int:
-    """Optimiser steps of a training stage. An epoch leaves out its incomplete last batch."""
+    """Optimiser steps of a training stage. An epoch drops its incomplete last batch."""
     assert stage.recipe is not None
     if stage.recipe.steps:
         return stage.recipe.steps
@@ -85,7 +89,7 @@ def steps_of(stage: Stage) -> int:
 
 
 def with_epochs(recipe: Recipe, images: int) -> Recipe:
-    """The recipe with the epochs that its `steps` make of so many images, where it counts in steps."""
+    """The recipe with `epochs` derived from `steps`, where it counts in steps. images: of the training split."""
     per_epoch = images // recipe.batch_size
     if not recipe.steps or not per_epoch:
         return recipe
@@ -93,14 +97,14 @@ def with_epochs(recipe: Recipe, images: int) -> Recipe:
 
 
 def with_normalisation(protocol: Protocol, recipe: Recipe | None) -> Protocol:
-    """The protocol with the pixels that a recipe asks for; an evaluation has those of what was trained."""
+    """The protocol with the normalisation of a recipe; None: the task's own."""
     if recipe is None or recipe.pixels == "task":
         return protocol
     return protocol.model_copy(update={"mean": HALF, "std": HALF})
 
 
 def check(stage: Stage, where: str, task: Task, parents: Sequence[Stage] = ()) -> None:
-    """BenchError for values that contradict one another."""
+    """BenchError for values of a training stage that contradict one another. where: begins the message."""
     recipe, model = stage.recipe, stage.model
     assert recipe is not None
     if model.image_size % model.patch_size:
@@ -114,16 +118,18 @@ def check(stage: Stage, where: str, task: Task, parents: Sequence[Stage] = ()) -
         _check_resolution(stage, where)
     for teacher in (parent for parent in parents if parent.kind == "teacher"):
         if (teacher.protocol.mean, teacher.protocol.std) != (stage.protocol.mean, stage.protocol.std):
-            raise BenchError(f"{where}: student and teacher see the same pixels; give teacher.pixels the same value")
+            raise BenchError(f"{where}: student and teacher must normalise pixels alike; set teacher.pixels as well")
 
 
 def check_scored(trained: Stage, task: Task) -> None:
-    """BenchError for a task that cannot score what was trained on another."""
+    """BenchError when a task that only evaluates cannot score a model trained on the other task."""
     if not task.evaluates:
         return
     if task.classes and trained.model.classes != task.classes:
-        known = f"the models of {task.evaluates} know {trained.model.classes}"
-        raise BenchError(f"task {task.name} has {task.classes} classes, but {known}")
+        raise BenchError(
+            f"task {task.name} has {task.classes} classes, but the models of {task.evaluates} have "
+            f"{trained.model.classes}"
+        )
     if task.protocol.resolution != trained.model.image_size:
         raise BenchError(
             f"task {task.name} scores at {task.protocol.resolution} pixels, but the models of {task.evaluates} take "
@@ -132,7 +138,7 @@ def check_scored(trained: Stage, task: Task) -> None:
 
 
 def _check_length(stage: Stage, recipe: Recipe, where: str) -> None:
-    """The batch fits into the data, the warm-up into the stage."""
+    """BenchError for a batch larger than the training split, or a warm-up as long as the stage."""
     train, kind = stage.data["train"], stage.kind
     if recipe.batch_size > train.images:
         raise BenchError(

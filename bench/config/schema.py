@@ -1,4 +1,4 @@
-"""What people write, as frozen pydantic models: Method, Variant, Task, Study, Arm, Recipe, Model, Protocol.
+"""Schema of TOML files, as frozen pydantic models: Method, Variant, Task, Study, Arm, Recipe, Model, Protocol.
 
 A value that a person may write has one place and one type; an unknown key is an error that names the nearest match.
 """
@@ -40,8 +40,8 @@ class Recipe(Frozen):
     warmup_epochs: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # wins over warmup_epochs when > 0
     schedule: Literal["cosine", "cosine-per-epoch", "linear", "tri-phase", "constant"] = "cosine"
-    schedule_power: Positive = 1.0  # linear only: of the share that is left
-    cooldown_fraction: Fraction = 0.0  # tri-phase only: share of the steps in which lr falls, at the end
+    schedule_power: Positive = 1.0  # linear only: exponent of the remaining fraction of steps
+    cooldown_fraction: Fraction = 0.0  # tri-phase only: fraction of the steps, at the end, in which lr falls
     weight_decay: NonNegative = 0.05
     weight_decay_end: NonNegative | None = None  # None: constant
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -64,22 +64,22 @@ class Recipe(Frozen):
     color_jitter: NonNegative = 0.0
     rand_augment: str = ""
     random_erasing: Fraction = 0.0
-    repeats: Count = 1  # repeated augmentation: copies of an image in one pass
+    repeats: Count = 1  # repeated augmentation: views of an image in one epoch
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     pool: Literal["mean", "token"] = "token"
-    pixels: Literal["task", "half"] = "task"  # standardised as the task says; half: by mean and deviation 0.5
-    freeze: bool = False  # the backbone stays as it is, only the head learns; of fine-tuning
+    pixels: Literal["task", "half"] = "task"  # normalised as the task says; half: by mean and deviation 0.5
+    freeze: bool = False  # fine-tuning only: train the head on a frozen backbone
     head_init_scale: NonNegative = 1.0
-    model_ema: Fraction = 0.0  # decay of averaged weights, stored and scored apart; 0: off
-    select: Literal["last", "best"] = "last"  # best: by minival, never by the split that is reported
-    start_from: str = ""  # weights from outside, in place of an earlier stage's: a path, a run, a hub id, timm:NAME
-    start_partial: bool = False  # what they hold and this network does not take is left out, not refused
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "bf16"  # auto: decided when planned, by what the machine has
+    model_ema: Fraction = 0.0  # decay of the EMA of the weights, which is saved and evaluated as well; 0: off
+    select: Literal["last", "best"] = "last"  # best: on minival, never on the reported split
+    start_from: str = ""  # pretrained weights, in place of an earlier stage: a path, a run, a hub id, timm:NAME
+    start_partial: bool = False  # ignore weights that this network has no place for, instead of refusing them
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "bf16"  # auto: bf16 or fp32, by the machine that plans
     eval_every_epochs: NonNegative = 1.0  # 0: only at the end
     checkpoint_every_epochs: NonNegative = 1.0
 
 
-HUB = "hf:"  # of a data folder that is a data set of the Hugging Face hub: hf:OWNER/NAME[:CONFIGURATION][@REVISION]
+HUB = "hf:"  # prefix of a data folder that is a Hugging Face dataset: hf:OWNER/NAME[:CONFIGURATION][@REVISION]
 
 
 class Model(Frozen):
@@ -90,17 +90,17 @@ class Model(Frozen):
     width: Count = 768
     depth: Count = 12
     heads: Count = 12
-    mlp_ratio: Positive = 4.0  # width of the hidden layer of a block, in widths
+    mlp_ratio: Positive = 4.0  # hidden width of the MLP, in widths
     image_size: Count = 224
     patch_size: Count = 16
     position: Literal["absolute", "relative", "shared-relative"] = "absolute"
     layer_scale: NonNegative = 0.0  # initial value; 0: none
-    norm_eps: Positive = 1e-6  # of every LayerNorm, as the authors have it; Hugging Face's configs say 1e-12
-    init_std: Positive = 0.02  # of the starting weights, at the authors' widths
+    norm_eps: Positive = 1e-6  # of every LayerNorm; the authors' value, where Hugging Face's configs say 1e-12
+    init_std: Positive = 0.02  # deviation of initial weights, at the authors' widths
     distilled: bool = False  # a distillation token and its head
     classes: Annotated[int, Field(ge=0)] = 0
     decoder: Decoder = ""  # segmentation head
-    options: dict[str, Scalar] = {}  # further arguments of a timm model
+    options: dict[str, Scalar] = {}  # further keyword arguments of a timm model
 
     @property
     def grid(self) -> int:
@@ -126,19 +126,19 @@ class Protocol(Frozen):
     decoder: Literal["pil"] = "pil"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    ignore_label: Annotated[int, Field(ge=0, le=255)] = 255  # of label maps: pixels that count for nothing
-    among: Literal["all", "split"] = "all"  # classes that may be answered: the model's, or only those of the split
-    right: Literal["label", "label-set"] = "label"  # what is right: an image's label, or any of several
-    whole: bool = False  # squeezed into a square; else the aspect stays, and label maps are seen through windows
-    # Of label maps. What is seen at several sizes, or as a mirror image too, has its probabilities averaged.
-    stride: Annotated[int, Field(ge=0)] = 0  # from window to window; 0: two thirds of one, 341 of 512
+    ignore_label: Annotated[int, Field(ge=0, le=255)] = 255  # segmentation: pixels with this label are not scored
+    among: Literal["all", "split"] = "all"  # allowed predictions: all classes of the model, or those of the split
+    right: Literal["label", "label-set"] = "label"  # a prediction is correct if it is the label, or one of several
+    whole: bool = False  # resize to a square; else keep the aspect ratio, and segment in sliding windows
+    # Segmentation only; probabilities are averaged over windows, scales and flips.
+    stride: Annotated[int, Field(ge=0)] = 0  # of the sliding window, in pixels; 0: two thirds of it, 341 of 512
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)  # of `resolution`
-    flip: bool = False  # and as mirror images
+    flip: bool = False  # also score the mirror image
 
     @model_validator(mode="after")
-    def _one_way(self) -> Protocol:
+    def _check_whole(self) -> Protocol:
         if self.whole and (self.stride or self.scales != (1.0,)):
-            raise ValueError("whole = true shows a picture once and at one size; leave out stride and scales")
+            raise ValueError("whole = true shows an image once and at one size; leave out stride and scales")
         return self
 
 
@@ -151,9 +151,9 @@ class Arm(Frozen):
     budget: str = ""
     label: str = ""
     seeds: tuple[int, ...] | None = None
-    intermediate: tuple[str, ...] | None = None  # tasks whose labels are learned before; None: as the task says
+    intermediate: tuple[str, ...] | None = None  # tasks to fine-tune on first; None: as the task says
     set: dict[str, Any] = {}  # 'stage.key' -> value, for this arm alone
-    published: str | dict[str, str] = ""  # the row of results/published.csv that it reproduces, by id; or task -> id
+    published: str | dict[str, str] = ""  # id of the row of results/published.csv that it reproduces; or task -> id
 
 
 class Study(Frozen):
@@ -168,28 +168,28 @@ class Study(Frozen):
     seeds: tuple[int, ...] = (0,)
     arms: tuple[Arm, ...]
     claims: tuple[str, ...] = ()  # 'beit > deit on imagenet1k/top1 by 0.5', 'data2vec ~ beit within 0.2'
-    levels: tuple[float, ...] = ()  # scores that convergence is measured to; (): shares of the best arm's
+    levels: tuple[float, ...] = ()  # scores to reach, for convergence; (): fractions of the best arm's score
     recipe: dict[str, dict[str, Any]] = {}  # stage -> key -> value, every method
     methods: dict[str, dict[str, dict[str, Any]]] = {}  # method -> stage -> key -> value
 
 
 class Overrides(Frozen):
-    """Values that a task or a budget puts over the methods' recipes."""
+    """Overrides of the methods' recipes, by a task or a budget."""
 
     recipe: dict[str, dict[str, Any]] = {}
     methods: dict[str, dict[str, dict[str, Any]]] = {}
 
 
 class Expected(Frozen):
-    """What a split holds when it is complete, as published."""
+    """What a complete split holds, as published."""
 
     images: Count
     per_class: tuple[Count, Count] | None = None  # the fewest and the most images of a class
-    names: str = ""  # the files' names before the suffix, numbered from 1: 'ILSVRC2012_val_{:08d}'
+    names: str = ""  # format of the file names without suffix, numbered from 1: 'ILSVRC2012_val_{:08d}'
 
 
 class Task(Overrides):
-    """What is measured, on which data, by which protocol."""
+    """What is measured, on which data, by which evaluation protocol."""
 
     name: str = ""
     title: str = ""
@@ -203,21 +203,21 @@ class Task(Overrides):
     image_size: Count = 224
     patch_size: Count = 16
     splits: dict[Literal["pretrain", "train", "val", "minival"], str]
-    expects: dict[str, Expected] = {}  # by split; one that differs is an error, or not reportable
-    labels: str = ""  # '1%', '5 per class' (both: 'seed 1' behind it), 'list:PATH': the part of train learnt from
-    evaluates: str = ""  # the task that models are trained on, where this one only scores them
-    supervised_task: str = ""  # the task on which learning begins: without labels, or with all of them
-    intermediate: tuple[str, ...] = ()  # tasks on whose labels what was learned is fine-tuned before
-    toy: str = ""  # the task with embedded data that stands for this one at --scale toy
-    source: str = ""  # of its recipes, which are then the published ones on this task and no departures
+    expects: dict[str, Expected] = {}  # by split; a split that differs is refused, or not reportable
+    labels: str = ""  # the labelled part of train: '1%', '5 per class' (either may end in 'seed 1'), 'list:PATH'
+    evaluates: str = ""  # the task that models are trained on, where this one only evaluates them
+    supervised_task: str = ""  # the task to pretrain on, self-supervised or supervised
+    intermediate: tuple[str, ...] = ()  # tasks to fine-tune on before this one
+    toy: str = ""  # the task with embedded data that replaces this one at --scale toy
+    source: str = ""  # of its recipes, which then count as published on this task, not as departures
     protocol: Protocol = Protocol()
     budgets: dict[str, Overrides] = {}
 
     @model_validator(mode="after")
-    def _seen_as_it_can_be(self) -> Task:
-        seen = self.protocol
-        if self.kind == "classification" and (seen.stride or seen.flip or seen.scales != (1.0,)):
-            raise ValueError("protocol.stride, scales and flip are for label maps; this task has none")
+    def _check_protocol(self) -> Task:
+        protocol = self.protocol
+        if self.kind == "classification" and (protocol.stride or protocol.flip or protocol.scales != (1.0,)):
+            raise ValueError("protocol.stride, scales and flip are for segmentation; this task is classification")
         return self
 
 
@@ -227,20 +227,20 @@ class Variant(Frozen):
     summary: str
     fidelity: Fidelity = "variant"
     source: str = ""
-    set: dict[str, Any] = {}  # 'stage.key' -> value; 'stages' -> what it goes through instead of the method's
+    set: dict[str, Any] = {}  # 'stage.key' -> value; 'stages' -> its stages, instead of the method's
 
 
 class Departure(Frozen):
-    """Something that is not as the authors do it, in words, and the arms that it concerns."""
+    """A difference to the authors' code, in words, and the arms that it applies to."""
 
     text: str
-    stage: StageKind | Literal[""] = ""  # those with such a stage; '': all
-    size: str = ""  # those of this size
-    when: dict[str, Scalar] = {}  # those whose stage has these values: 'options.tokenizer' -> 'trained'
+    stage: StageKind | Literal[""] = ""  # arms with this stage; '': all
+    size: str = ""  # arms of this size
+    when: dict[str, Scalar] = {}  # arms whose stage has these values: 'options.tokenizer' -> 'trained'
 
 
 class Method(Frozen):
-    """How a backbone learns: its numbers (this, from methods/NAME.toml) and its code (methods/NAME.py)."""
+    """How a backbone learns: its values, here (methods/NAME.toml), and its code (methods/NAME.py)."""
 
     name: str = ""
     title: str
@@ -248,12 +248,12 @@ class Method(Frozen):
     code: str
     version: int = 1
     summary: str
-    stages: tuple[StageKind, ...]  # in order, the last one is what a task evaluates
+    stages: tuple[StageKind, ...]  # in order; the last one is evaluated
     fidelity: Fidelity
     departures: tuple[Departure, ...] = ()
     model: dict[str, Any] = {}
-    options: dict[str, dict[str, Any]] = {}  # stage -> the method's own numbers
+    options: dict[str, dict[str, Any]] = {}  # stage -> values that only this method has
     recipe: dict[str, dict[str, Any]] = {}  # stage -> the published recipe, without `source`
-    sources: dict[str, dict[str, str]] = {}  # stage -> key (or 'default') -> where the number is from
+    sources: dict[str, dict[str, str]] = {}  # stage -> key (or 'default') -> where the value is from
     sizes: dict[str, dict[str, Any]] = {}  # size -> 'stage.key' -> value
     variants: dict[str, Variant] = {}

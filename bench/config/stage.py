@@ -1,4 +1,4 @@
-"""Stage: one unit of work, fully resolved. Its key hashes all that determines its result. Data, Start, Plan."""
+"""Stage: one unit of work, fully resolved, with a key that hashes all that determines its result. Data, Start, Plan."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def digest(value: Any, length: int = 24) -> str:
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()[:length]
 
 
-COSMETIC = frozenset({"eval_every_epochs", "checkpoint_every_epochs"})  # do not change a stage's result
-STARTING = {"start_from", "start_partial"}  # of a recipe: Start.digest and a set start_partial are in the key
+COSMETIC = frozenset({"eval_every_epochs", "checkpoint_every_epochs"})  # values of a recipe that change no result
+# Values of a recipe that say where weights lie. The key has Start.digest instead, and start_partial only when set.
+STARTING = {"start_from", "start_partial"}
 
 
 class Data(Frozen):
-    """One split as a stage sees it. `identity` says what it holds; `root` only where it lies."""
+    """One split as a stage uses it. `identity` says what it holds; `root` only where it lies."""
 
     dataset: str
     split: str
@@ -32,10 +33,10 @@ class Data(Frozen):
     images: Annotated[int, Field(ge=0)]
     root: str | None = None
     options: dict[str, Scalar] = {}
-    limit: float | None = None  # a count (> 1) or a share (<= 1) of the images; the result is not reportable
-    manifest: str = ""  # root hash over path, size and content of its files; '' for data that are generated
-    labels: str = ""  # the part of the labels that is learnt from, as in Task; `identity` covers which it is
-    incomplete: str = ""  # in what it is not the published split; the result is not reportable
+    limit: float | None = None  # a count (> 1) or a fraction (<= 1) of the images; the result is not reportable
+    manifest: str = ""  # root hash over path, size and content of its files; '' for generated data
+    labels: str = ""  # the labelled part, as in Task; covered by `identity`
+    incomplete: str = ""  # how it differs from the published split; the result is not reportable
 
     @property
     def shortfall(self) -> str:
@@ -45,7 +46,7 @@ class Data(Frozen):
 
 
 class Start(Frozen):
-    """Weights from outside that a stage starts from. `digest` says what they are, the rest only where they lie."""
+    """Pretrained weights that a stage starts from. `digest` says what they are, the rest only where they lie."""
 
     id: str  # for people: a hub id, timm:NAME, or the name of a file or folder
     digest: str  # sha256, 64 hexadecimal digits
@@ -54,22 +55,22 @@ class Start(Frozen):
 
     @property
     def name(self) -> str:
-        """The id with the beginning of the digest."""
+        """The id and a short digest."""
         return f"{self.id} (sha256 {self.digest[:12]})"
 
 
 class Stage(Frozen):
-    """One unit of work, fully decided. Its key names its folder: same key, same result."""
+    """One unit of work, fully resolved. Its key names its folder: same key, same result."""
 
     kind: StageKind
     method: str
     variant: str = ""
-    version: int = 1  # of the method; raised when its code changes its numbers
+    version: int = 1  # of the method; raised when a change of its code changes results
     task: str
     seed: int = 0
     model: Model
     recipe: Recipe | None = None  # None: nothing is trained (evaluate)
-    options: dict[str, Scalar] = {}  # the method's own numbers
+    options: dict[str, Scalar] = {}  # values that only this method has
     protocol: Protocol
     data: dict[str, Data] = {}  # by role: train, val, minival
     parents: dict[str, str] = {}  # by role: tokenizer, teacher, start; the keys of earlier stages
@@ -80,7 +81,7 @@ class Stage(Frozen):
     def identity(self) -> dict[str, Any]:
         """All that determines the result, and nothing else."""
         body = self.model_dump(mode="json", exclude={"origins", "departures", "variant", "task", "start"})
-        body["data"] = {role: _held(data) for role, data in body["data"].items()}
+        body["data"] = {role: _content(data) for role, data in body["data"].items()}
         if body["recipe"] is not None:
             partial = {"start_partial": True} if body["recipe"]["start_partial"] else {}
             body["recipe"] = {k: v for k, v in body["recipe"].items() if k not in COSMETIC | STARTING} | partial
@@ -103,14 +104,15 @@ class Stage(Frozen):
         return f"{self.kind}-{self.key[:12]}"
 
 
-def _held(data: dict[str, Any]) -> dict[str, Any]:
-    """What a split holds, without where it lies; the path of a list of labels is no part of it, either."""
+def _content(data: dict[str, Any]) -> dict[str, Any]:
+    """What a split holds, without where it lies or where a list of its labels lies."""
+    # A complete split of generated data has neither a manifest nor anything that is incomplete: nothing to hash.
     left_out = {"root", "labels", *(name for name in ("manifest", "incomplete") if not data[name])}
     return {k: v for k, v in data.items() if k not in left_out}
 
 
 class PlannedArm(Frozen):
-    """An arm with its stages: by seed, the keys in the order they run."""
+    """An arm with the keys of its stages, by seed and role, in the order they run."""
 
     id: str
     label: str
@@ -127,7 +129,7 @@ class PlannedArm(Frozen):
 
 
 class Plan(Frozen):
-    """Every stage of a study fully decided, before anything starts. Stages stand after their parents."""
+    """All stages of a study, fully resolved before anything runs. Stages stand after their parents."""
 
     study: Study
     arms: tuple[PlannedArm, ...]

@@ -1,10 +1,11 @@
-"""What a plan will take: its costs, and its time by the speed of earlier runs or of a probe."""
+"""Forecast: the costs of a plan, and its time by the measured speed of earlier runs or of a probe."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,14 @@ from bench.planning.request import Request
 from bench.runs.run import Run
 from bench.runs.store import all_runs, run_of
 
-PROBE_STEPS = 10
+PROBE_STEPS = 10  # of every training stage
 
 
 class Speeds(NamedTuple):
-    """Images per second by kind of work; operations per second over all work, for what was never run."""
+    """Measured speeds."""
 
-    images: dict[str, float]
-    flops: float | None
+    images: dict[str, float]  # per second, by `likeness`
+    flops: float | None  # per second over all stages, for a stage like none of them; None: nothing was ever run
 
 
 class Forecast(NamedTuple):
@@ -35,17 +36,16 @@ class Forecast(NamedTuple):
     stage: Stage
     state: str
     cost: Cost
-    seconds: float | None  # None: nothing like it was ever run here
+    seconds: float | None  # None: no speed was ever measured
 
 
 def forecast(plan: Plan, output: Path, speeds: Speeds) -> list[Forecast]:
     """State, cost and expected time of every stage, in the plan's order."""
-    found = []
+    forecasts = []
     for stage in plan.stages.values():
-        run = run_of(output, stage)
         expected = cost(stage, plan.stages)
-        found.append(Forecast(stage, _state(run), expected, _seconds(stage, expected, speeds)))
-    return found
+        forecasts.append(Forecast(stage, _state(run_of(output, stage)), expected, _seconds(stage, expected, speeds)))
+    return forecasts
 
 
 def _state(run: Run) -> str:
@@ -62,27 +62,28 @@ def _seconds(stage: Stage, expected: Cost, speeds: Speeds) -> float | None:
 
 
 def likeness(stage: Stage) -> str:
-    """What decides how fast a stage runs; stages alike in this are expected to run alike."""
+    """A hash of what decides how fast a stage runs."""
     recipe = stage.recipe
     part = [recipe.precision, recipe.batch_size] if recipe else []
     return digest([stage.kind, stage.method, stage.model.model_dump(mode="json"), stage.options, part])
 
 
 def speeds(output: Path) -> Speeds:
-    """How fast the finished trainings under `output` were."""
+    """The speed of the finished trainings under `output`: medians."""
     images: dict[str, list[float]] = {}
     flops = []
     for run in all_runs(output):
-        found = _measured(run)
-        if found and found.get("images_per_second"):
-            images.setdefault(likeness(run.stage()), []).append(found["images_per_second"])
-            if found.get("flops") and found.get("seconds"):
-                flops.append(found["flops"] / found["seconds"])
+        results = _training_results(run)
+        if results and results.get("images_per_second"):
+            images.setdefault(likeness(run.stage()), []).append(results["images_per_second"])
+            if results.get("flops") and results.get("seconds"):
+                flops.append(results["flops"] / results["seconds"])
     by_kind = {alike: statistics.median(rates) for alike, rates in images.items()}
     return Speeds(by_kind, statistics.median(flops) if flops else None)
 
 
-def _measured(run: Run) -> dict[str, Any] | None:
+def _training_results(run: Run) -> dict[str, Any] | None:
+    """The results of a finished training, else None."""
     try:
         return run.results() if run.is_done() and run.stage().recipe else None
     except BenchError:
@@ -90,15 +91,15 @@ def _measured(run: Run) -> dict[str, Any] | None:
 
 
 def probe(request: Request, walk: Callable[[Plan, Path], PlanOutcome]) -> Speeds:
-    """Run a few steps of every stage of one seed in a temporary folder, by `walk`, and see how fast they are."""
+    """Measure the speed of a few steps of every stage, for one seed, run by `walk` in a temporary folder."""
     plan = make_plan(request)
     batches = [stage.recipe.batch_size for stage in plan.stages.values() if stage.recipe]
     short = {"epochs": 1, "warmup_epochs": 0, "warmup_steps": 0, "eval_every_epochs": 0, "checkpoint_every_epochs": 0}
     options = {f"{kind}.{name}": value for kind in TRAINED for name, value in short.items()}
-    asked = request.overrides
-    overrides = asked._replace(sets=_without(asked, short), options=asked.options | options)
+    overrides = request.overrides
+    overrides = overrides._replace(sets=_without(overrides, short), options=overrides.options | options)
     study = request.study.model_copy(update={"seeds": request.study.seeds[:1], "name": "probe"})
-    shortened = request._replace(study=study, overrides=overrides, limit=float(PROBE_STEPS * max(batches)))
+    shortened = replace(request, study=study, overrides=overrides, limit=float(PROBE_STEPS * max(batches)))
     with tempfile.TemporaryDirectory(prefix="bench-probe-") as folder:
         outcome = walk(make_plan(shortened), Path(folder))
         if outcome.exit_code:
@@ -108,5 +109,5 @@ def probe(request: Request, walk: Callable[[Plan, Path], PlanOutcome]) -> Speeds
 
 
 def _without(overrides: UserOverrides, names: Mapping[str, Any]) -> dict[str, Any]:
-    """--set values other than those that a probe decides itself."""
+    """The --set values without those that the probe sets itself: --set would win over its options."""
     return {address: value for address, value in overrides.sets.items() if address.rpartition(".")[2] not in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bench.config.precedence import UserOverrides
 from bench.config.registry import Places, places, read_study, study_files, task_files
 from bench.config.schema import HUB, TRAINED, Arm, Study
 from bench.errors import BenchError, unknown
-from bench.planning.evaluations import Asked
+from bench.planning.evaluations import EvaluationRequest
 from bench.planning.request import Request
 from bench.planning.toy import toy
 from bench.runs.store import read_plan, studies
@@ -88,10 +88,10 @@ def study_request(selection: StudySelection, output: Path) -> Request:
     request = toy(request) if selection.scale else request
     # After toy(), which gives the study a name of its own: more seeds than in the last run of that name.
     study = _with_more_seeds(request.study, selection.add_seeds, output) if selection.add_seeds else request.study
-    return request._replace(study=study)
+    return replace(request, study=study)
 
 
-def checkpoint_request(selection: CheckpointSelection, output: Path) -> Asked:
+def checkpoint_request(selection: CheckpointSelection, output: Path) -> EvaluationRequest:
     """The request to score checkpoints. BenchError for a protocol or precision that does not exist."""
     if selection.protocol not in ("task", "card"):
         raise unknown("protocol", selection.protocol, ["task", "card"])
@@ -99,7 +99,7 @@ def checkpoint_request(selection: CheckpointSelection, output: Path) -> Asked:
     if precision == "auto":
         raise BenchError(f"--mixed-precision {selection.precision}: write no, bf16 or fp16")
     where = places(selection.include)
-    return Asked(
+    return EvaluationRequest(
         sources=selection.checkpoints,
         task=selection.task,
         places=where,

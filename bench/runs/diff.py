@@ -1,4 +1,4 @@
-"""What differs between two arms or two runs, value by value: on purpose, as a consequence, or for no known reason."""
+"""Diff of two arms or two runs, value by value: varied on purpose, a consequence of that, or unexplained."""
 
 from __future__ import annotations
 
@@ -14,89 +14,91 @@ from bench.runs.store import find_run, read_plan, run_of
 
 Why = Literal["varied on purpose", "follows from that", "unexplained"]
 ORDER: tuple[Why, ...] = ("varied on purpose", "follows from that", "unexplained")
-CHOSEN = ("method", "variant", "size", "task", "seed")  # what a person chooses when naming an arm
-WRITTEN = ("arm of study", "--set", "command line", "environment")  # origins of values written for a comparison
-SURROUNDINGS = ("bench", "git", "python", "packages", "cpu", "devices")  # of environment.json; the rest never agrees
+CHOSEN = ("method", "variant", "size", "task", "seed")  # what names an arm
+# How the origins of values begin that a person set for a comparison.
+DELIBERATE = ("arm of study", "--set", "command line", "environment")
+ENVIRONMENT = ("bench", "git", "python", "packages", "cpu", "devices")  # of environment.json; the rest always differs
 ABSENT = "-"
 
 
-class Differing(NamedTuple):
-    """A value that is not the same, or is there only once."""
+class DifferingValue(NamedTuple):
+    """A value that two sides do not share."""
 
     why: Why
     stage: str  # finetune; "" for what holds for all stages
     key: str
-    first: Any
+    first: Any  # ABSENT where a side does not have it
     second: Any
     origins: tuple[str, str]
 
 
 class Side(NamedTuple):
-    """One of the two: its stages by role, and where the last of them ran."""
+    """One of the two arms or runs that are compared."""
 
     name: str
-    stages: Mapping[str, Stage]
-    surroundings: Mapping[str, Any]
+    stages: Mapping[str, Stage]  # by role
+    environment: Mapping[str, Any]  # of the last stage
 
 
-def arms(output: Path, study: str, names: tuple[str, str]) -> list[Differing]:
-    """Two arms of a study that was run or planned to the end; names: label, label/task or id, or its beginning."""
+def diff_arms(output: Path, study: str, names: tuple[str, str]) -> list[DifferingValue]:
+    """Diff two arms of a stored study. names: label, label/task or id, or the beginning of a label or id."""
     plan = read_plan(output, study)
     first, second = (_side_of(plan, _arm(plan, name), output) for name in names)
-    return differing(first, second)
+    return diff_sides(first, second)
 
 
-def runs(output: Path, names: tuple[str, str]) -> list[Differing]:
-    """Two run folders, by name or the beginning of it, each with the runs that it goes on from."""
+def diff_runs(output: Path, names: tuple[str, str]) -> list[DifferingValue]:
+    """Diff two runs, each with the runs before it. names: folder, or the beginning of a folder name or key."""
     first, second = (_side_of_run(find_run(output, name)) for name in names)
-    return differing(first, second)
+    return diff_sides(first, second)
 
 
-def differing(first: Side, second: Side) -> list[Differing]:
-    """All that differs between two sides, purposes first."""
-    chosen = _chosen(first), _chosen(second)
-    found = [_differing("varied on purpose", "", key, *pair) for key, pair in _unequal(*chosen)]
-    explained = bool(found)
+def diff_sides(first: Side, second: Side) -> list[DifferingValue]:
+    """All values that differ between two sides, those varied on purpose first."""
+    chosen = _identity(first), _identity(second)
+    values = [_value("varied on purpose", "", key, *pair) for key, pair in _unequal(*chosen)]
+    explained = bool(values)
     for role in dict.fromkeys([*first.stages, *second.stages]):
-        found += _of_stage(role, first.stages.get(role), second.stages.get(role), explained)
-    found += [_differing("unexplained", "", *row) for row in _rows(first.surroundings, second.surroundings)]
-    return sorted(found, key=lambda one: ORDER.index(one.why))
+        values += _diff_stages(role, first.stages.get(role), second.stages.get(role), explained)
+    values += [_value("unexplained", "", *row) for row in _rows(first.environment, second.environment)]
+    return sorted(values, key=lambda value: ORDER.index(value.why))
 
 
-def _differing(why: Why, stage: str, key: str, first: Any, second: Any) -> Differing:
-    return Differing(why, stage, key, first, second, ("", ""))
+def _value(why: Why, stage: str, key: str, first: Any, second: Any) -> DifferingValue:
+    return DifferingValue(why, stage, key, first, second, ("", ""))
 
 
-def _of_stage(role: str, first: Stage | None, second: Stage | None, explained: bool) -> list[Differing]:
+def _diff_stages(role: str, first: Stage | None, second: Stage | None, explained: bool) -> list[DifferingValue]:
     if first is None or second is None:
         why: Why = "follows from that" if explained else "unexplained"
-        return [_differing(why, role, "stage", *("there" if side else ABSENT for side in (first, second)))]
+        return [_value(why, role, "stage", *("there" if side else ABSENT for side in (first, second)))]
     rows = _rows(_values(first), _values(second))
     return [_with_origin(role, row, first, second, explained) for row in rows]
 
 
-def _with_origin(role: str, row: tuple[str, Any, Any], first: Stage, second: Stage, explained: bool) -> Differing:
+def _with_origin(role: str, row: tuple[str, Any, Any], first: Stage, second: Stage, explained: bool) -> DifferingValue:
     key, *values = row
     origins = first.origins.get(key, ""), second.origins.get(key, "")
-    written = any(origin.startswith(WRITTEN) for origin in origins)
+    deliberate = any(origin.startswith(DELIBERATE) for origin in origins)
     other_data = key.startswith("data.") and first.task == second.task and key.endswith("identity")
     why: Why = "follows from that" if explained and not other_data else "unexplained"
-    return Differing("varied on purpose" if written else why, role, key, values[0], values[1], origins)
+    return DifferingValue("varied on purpose" if deliberate else why, role, key, values[0], values[1], origins)
 
 
 def _values(stage: Stage) -> dict[str, Any]:
-    """All that determines the result of a stage but what its parents are: 'recipe.lr' -> 0.001."""
+    """All that determines the result of a stage, except its parents: 'recipe.lr' -> 0.001."""
     body = stage.identity()
-    learned = () if stage.kind == "evaluate" else ("recipe", "options", "model")  # an evaluation has those of another
-    return _flat({name: body[name] or {} for name in (*learned, "protocol", "data")}) | {"version": stage.version}
+    # An evaluation has no recipe, and its model is that of its parent, where it is listed already.
+    own = ("protocol", "data") if stage.kind == "evaluate" else ("recipe", "options", "model", "protocol", "data")
+    return _flat({name: body[name] or {} for name in own}) | {"version": stage.version}
 
 
 def _flat(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in nested.items():
         place = f"{before}{name}"
-        found |= _flat(value, f"{place}.") if isinstance(value, Mapping) else {place: value}
-    return found
+        flat |= _flat(value, f"{place}.") if isinstance(value, Mapping) else {place: value}
+    return flat
 
 
 def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -110,7 +112,7 @@ def _unequal(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterable[tu
             yield key, pair
 
 
-def _chosen(side: Side) -> dict[str, Any]:
+def _identity(side: Side) -> dict[str, Any]:
     """Method, variant, size, task and seed, of the last stage."""
     last = list(side.stages.values())[-1]
     return {name: last.model.size if name == "size" else getattr(last, name) for name in CHOSEN}
@@ -127,26 +129,27 @@ def _arm(plan: Plan, name: str) -> PlannedArm:
 
 
 def _side_of(plan: Plan, arm: PlannedArm, output: Path) -> Side:
-    """An arm by the stages of its first seed."""
+    """An arm, represented by its lowest seed."""
     stages = {role: plan.stages[key] for role, key in arm.stages[min(arm.stages)].items()}
     last = run_of(output, list(stages.values())[-1])
-    return Side(arm.id, stages, _surroundings(last))
+    return Side(arm.id, stages, _environment(last))
 
 
 def _side_of_run(run: Run) -> Side:
-    """A run, with the runs beside it that it goes on from."""
+    """A run, with the runs in the same output folder that it starts from."""
     chain: dict[str, Stage] = {}
     waiting = [run]
     while waiting:
-        stage = (at := waiting.pop()).stage()
-        chain = {stage.kind: stage, **chain}
-        beside = [found for key in stage.parents.values() for found in at.root.parent.glob(f"*-{key[:12]}")]
-        waiting += [Run(folder) for folder in beside]
-    return Side(run.root.name, chain, _surroundings(run))
+        current = waiting.pop()
+        stage = current.stage()
+        chain = {stage.kind: stage, **chain}  # parents first, as in the stages of an arm
+        for key in stage.parents.values():
+            waiting += [Run(folder) for folder in current.root.parent.glob(f"*-{key[:12]}")]
+    return Side(run.root.name, chain, _environment(run))
 
 
-def _surroundings(run: Run) -> dict[str, Any]:
-    """Versions and devices of a run; {} before it began."""
+def _environment(run: Run) -> dict[str, Any]:
+    """Versions and devices of a run; {} before it started."""
     path = run.path("environment.json")
-    found = read_json(path) if path.exists() else {}
-    return _flat({name: found[name] for name in SURROUNDINGS if name in found})
+    values = read_json(path) if path.exists() else {}
+    return _flat({name: values[name] for name in ENVIRONMENT if name in values})

@@ -1,4 +1,4 @@
-"""Leases: one process at a time works on a run folder, and a dead one does not block it for ever."""
+"""Leases: one process at a time works on a run folder, and a dead process does not block it."""
 
 from __future__ import annotations
 
@@ -19,46 +19,48 @@ from bench.errors import BenchError
 from bench.files import discard, unwritable, write_json
 
 HEARTBEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0  # without a heartbeat, for a holder on another machine
+STALE_SECONDS = 60.0  # without a heartbeat, of a holder on another machine: no process there can be looked up
 
 
 class Busy(BenchError):
-    """Another process works on this folder."""
+    """Another process holds the lease of this folder."""
 
 
 class Lease:
-    """What the holder of a folder has in its hands. `lost` turns True when somebody else took over."""
+    """The lease of a folder, as its holder has it. `lost` turns True when another process took it over."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lost = False
-        self._mine = {"host": _host(), "pid": os.getpid(), "born": _born(os.getpid()), "token": uuid.uuid4().hex}
+        pid = os.getpid()
+        self._mine = {"host": _host(), "pid": pid, "born": _process_start(pid), "token": uuid.uuid4().hex}
 
     def beat(self, stop: threading.Event) -> None:
-        """Renew the lease until `stop` is set."""
+        """Renew the lease every few seconds, until `stop` is set or the lease is lost."""
         while not stop.wait(HEARTBEAT_SECONDS):
             self.lost = not self.renew()
             if self.lost:
                 return
 
     def renew(self) -> bool:
-        """Say that the holder lives; False when the lease is no longer ours."""
-        found = _read(self.path)
-        if found is not None and found.get("token") != self._mine["token"]:
+        """Update the heartbeat; False when the lease is no longer ours."""
+        current = _read(self.path)
+        if current is not None and current.get("token") != self._mine["token"]:
             return False
-        with suppress(BenchError):  # a disk that is full for a moment does not end the work; the lease only ages
+        with suppress(BenchError):  # a disk that is full for a moment must not end the work: the lease only ages
             write_json(self.path, {**self._mine, "time": time.time()}, durable=False)
         return True
 
     def take(self) -> None:
-        """Create the lease file; Busy when somebody holds it."""
+        """Create the lease file; Busy when another process holds it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self.path.with_suffix(".lock")):
-                found = _read(self.path)
-                if found is not None and is_alive(found):
-                    raise Busy(f"{self.path.parent} is in use by process {found.get('pid')} on {found.get('host')}")
+            with _locked(self.path.with_suffix(".lock")):
+                current = _read(self.path)
+                if current is not None and is_alive(current):
+                    raise Busy(f"{self.path.parent} is in use by process {current.get('pid')} on {current.get('host')}")
                 self.path.unlink(missing_ok=True)
+                # O_EXCL, because flock does nothing on some file systems.
                 descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
                 with os.fdopen(descriptor, "w") as file:
                     json.dump({**self._mine, "time": time.time()}, file)
@@ -68,15 +70,15 @@ class Lease:
             raise unwritable(self.path, error) from None
 
     def release(self) -> None:
-        """Give the folder free, unless somebody else holds it by now."""
-        found = _read(self.path)
-        if found is not None and found.get("token") == self._mine["token"]:
+        """Remove the lease file, unless another process holds the lease by now."""
+        current = _read(self.path)
+        if current is not None and current.get("token") == self._mine["token"]:
             discard(self.path)
 
 
 @contextmanager
 def hold(path: Path) -> Iterator[Lease]:
-    """Hold the lease at `path` while inside, with a heartbeat; Busy when somebody else has it."""
+    """Hold the lease at `path` inside the context, with a heartbeat; Busy when another process holds it."""
     lease = Lease(path)
     lease.take()
     stop = threading.Event()
@@ -91,31 +93,31 @@ def hold(path: Path) -> Iterator[Lease]:
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """Who holds the lease at `path` right now: {host, pid, time}, or None."""
-    found = _read(path)
-    return found if found is not None and is_alive(found) else None
+    """The live holder of the lease at `path`: {host, pid, time}, or None."""
+    current = _read(path)
+    return current if current is not None and is_alive(current) else None
 
 
 def ask_to_stop(path: Path) -> bool:
-    """Send SIGTERM to the holder of a lease, if it is a process of this machine; whether there is one."""
-    found = holder(path)
-    if found is None or found.get("host") != _host():
+    """Send SIGTERM to the holder of a lease on this machine; whether there is one."""
+    current = holder(path)
+    if current is None or current.get("host") != _host():
         return False
     with suppress(ProcessLookupError, PermissionError):
-        os.kill(found["pid"], signal.SIGTERM)
+        os.kill(current["pid"], signal.SIGTERM)
     return True
 
 
-def is_alive(found: dict[str, Any]) -> bool:
-    """Whether the holder still works: on this machine its process exists, elsewhere its heart beat of late."""
-    if found.get("host") == _host():
-        return _born(found.get("pid", 0)) == found.get("born")
-    return time.time() - float(found.get("time", 0)) < STALE_SECONDS
+def is_alive(lease: dict[str, Any]) -> bool:
+    """Whether the holder still works: its process exists on this machine, or its heartbeat elsewhere is recent."""
+    if lease.get("host") == _host():
+        return _process_start(lease.get("pid", 0)) == lease.get("born")
+    return time.time() - float(lease.get("time", 0)) < STALE_SECONDS
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Nobody else takes over a lease at the same moment. Creation is O_EXCL besides, for file systems without flock."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file lock, so that no two processes take over a dead lease at the same moment."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -127,6 +129,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
+        # Unreadable or half written: alive until it is stale by its time of change, like a lease of another machine.
         return {"host": "?", "pid": 0, "time": path.stat().st_mtime if path.exists() else 0}
 
 
@@ -138,11 +141,11 @@ def _host() -> str:
         return socket.gethostname()
 
 
-def _born(pid: int) -> str | None:
-    """When a process started, so that a number used again is not mistaken for it; None when it does not exist."""
+def _process_start(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot, to recognise a reused pid; None for no such process."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if after_name[0] in "ZX" else after_name[19]  # a zombie does no work
+        return None if after_name[0] in "ZX" else after_name[19]  # zombie or dead: it does no work
     except OSError:
         pass
     if Path("/proc/self/stat").exists():

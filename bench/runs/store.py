@@ -1,7 +1,7 @@
-"""Finding runs and plans under an output folder.
+"""The output folder: finding runs, storing plans.
 
 <results>/runs/<kind>-<key12>/          a stage (run.py)
-<results>/studies/<study>/plan.json     what a study asked for
+<results>/studies/<study>/plan.json     the plan that was last run
 <results>/reports/<study>/              what `bench compare` wrote
 """
 
@@ -24,7 +24,7 @@ def run_of(output: Path, stage: Stage) -> Run:
 
 
 def runs_folder(output: Path) -> Path:
-    """Where run folders lie; BenchError when nothing can be written there."""
+    """The folder of run folders, created when missing; BenchError when it is not writable."""
     folder = Path(output) / RUNS
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,22 +37,22 @@ def runs_folder(output: Path) -> Path:
 
 
 def all_runs(output: Path) -> Iterator[Run]:
-    """Every run folder under `output`, by name."""
+    """Every run under `output`, by name."""
     for path in sorted((Path(output) / RUNS).glob("*/stage.json")):
         yield Run(path.parent)
 
 
 def find_run(output: Path, name: str) -> Run:
-    """The run whose folder or key starts with `name`, or lies at that path; BenchError when none or several do."""
+    """The run at the path `name`, or whose folder name or key starts with it; BenchError for none or several."""
     if (Path(name) / "stage.json").exists():
         return Run(Path(name))
     runs = list(all_runs(output))
-    found = [run for run in runs if name and any(part.startswith(name) for part in (run.root.name, _key12(run)))]
-    if len(found) > 1:
-        raise BenchError(f"{name!r} is short for {', '.join(run.root.name for run in found)}; write more of it")
-    if not found:
+    matches = [run for run in runs if name and any(part.startswith(name) for part in (run.root.name, _key12(run)))]
+    if len(matches) > 1:
+        raise BenchError(f"{name!r} is short for {', '.join(run.root.name for run in matches)}; write more of it")
+    if not matches:
         raise unknown("run", name, [run.root.name for run in runs])
-    return found[0]
+    return matches[0]
 
 
 def _key12(run: Run) -> str:

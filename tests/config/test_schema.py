@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config.registry import task_from
+from bench.config.registry import read_task_file
 from bench.config.schema import Model, Protocol, Recipe, Study, Task
 from bench.config.stage import Data, Stage, digest
 from bench.errors import BenchError, nearest, parse, read_toml, unknown
@@ -54,10 +54,10 @@ def test_a_wrong_value_is_named_with_what_would_be_right(values: dict[str, objec
 
 
 def test_a_protocol_that_contradicts_itself_or_its_task_is_refused() -> None:
-    with pytest.raises(BenchError, match="here: whole = true shows a picture once"):
+    with pytest.raises(BenchError, match="here: whole = true shows an image once"):
         parse(Protocol, {"whole": True, "stride": 341}, "here")
     labels = {"dataset": "demo", "splits": {}, "protocol": {"flip": True}}
-    with pytest.raises(BenchError, match=r"here: protocol\.stride, scales and flip are for label maps"):
+    with pytest.raises(BenchError, match=r"here: protocol\.stride, scales and flip are for segmentation"):
         parse(Task, labels, "here")
     assert parse(Task, {**labels, "kind": "segmentation"}, "here").protocol.flip
 
@@ -147,7 +147,7 @@ def test_a_stage_comes_back_from_its_json() -> None:
 def test_a_task_may_be_another_one_with_changes(tmp_path: Path) -> None:
     (tmp_path / "first.toml").write_text(TASK_WITH_TABLES)
     (tmp_path / "second.toml").write_text('base = "first"\nimage_size = 64\n[protocol]\nresolution = 64\n')
-    first, second = task_from(tmp_path / "first.toml"), task_from(tmp_path / "second.toml")
+    first, second = read_task_file(tmp_path / "first.toml"), read_task_file(tmp_path / "second.toml")
     assert (second.image_size, second.protocol.resolution, second.protocol.crop_ratio) == (64, 64, 0.5)
     assert second.splits == first.splits
     assert (first.image_size, first.name, second.name) == (48, "first", "second")
@@ -158,7 +158,7 @@ def test_a_base_that_is_not_there_or_is_itself_is_refused(tmp_path: Path, base: 
     (tmp_path / "first.toml").write_text(TASK_WITH_TABLES)
     (tmp_path / "second.toml").write_text(f'base = "{base}"\n')
     with pytest.raises(BenchError, match=f"base = '{base}': no other task '{base}'; there is first"):
-        task_from(tmp_path / "second.toml")
+        read_task_file(tmp_path / "second.toml")
 
 
 TASK_WITH_TABLES = """

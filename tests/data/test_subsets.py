@@ -166,9 +166,9 @@ def test_only_what_learns_from_labels_sees_fewer_of_them():
 
 
 def test_where_a_list_lies_is_no_part_of_what_it_says():
-    from bench.config.stage import _held
+    from bench.config.stage import _content
 
     here, there = (
         Data(dataset="d", split="train", identity="x", images=1, labels=f"list:{path}").model_dump() for path in "ab"
     )
-    assert _held(here) == _held(there)
+    assert _content(here) == _content(there)

@@ -285,7 +285,7 @@ def test_a_suite_refuses_models_that_take_other_images_or_classes(tmp_path):
     text = (TASKS / "imagenet-a.toml").read_text()
     (tmp_path / "small.toml").write_text(text.replace("[protocol]", "[protocol]\nresolution = 160"))
     (tmp_path / "other.toml").write_text(text.replace("classes = 1000", "classes = 10"))
-    for name, message in (("small", "scores at 160 pixels"), ("other", "has 10 classes, but .* know 1000")):
+    for name, message in (("small", "scores at 160 pixels"), ("other", "has 10 classes, but .* have 1000")):
         study = Study(name="s", arms=(Arm(method="vit"),), tasks=(name,))
         probe = DataProbe(lambda _: Data(dataset="x", split="val", identity="x", images=10**6), lambda _: 1000)
         with pytest.raises(BenchError, match=message):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bench import methods
-from bench.config.overrides import address
+from bench.config.overrides import parse_address
 from bench.config.schema import TRAINED
 from bench.errors import BenchError
 
@@ -31,7 +31,7 @@ def test_what_a_size_or_variant_sets_exists(name):
     method = methods.read(name)
     for values in [*method.sizes.values(), *(variant.set for variant in method.variants.values())]:
         for text in set(values) - {"stages"}:
-            place = address(text)
+            place = parse_address(text)
             if place.part == "options":
                 assert place.name in method.options[place.stage], text
 

@@ -107,7 +107,7 @@ def test_every_stage_of_the_demo_trains_as_many_parameters_as_planned() -> None:
 def test_networks_that_are_only_asked_are_counted() -> None:
     plan = plan_of("vit", "deit", "beit", "data2vec")
     helped = {
-        (stage.method, stage.kind): costs.helpers(stage, plan.stages)
+        (stage.method, stage.kind): costs.helper_flops(stage, plan.stages)
         for stage in plan.stages.values()
         if stage.kind in ("supervised", "pretrain")
     }

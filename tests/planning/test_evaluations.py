@@ -22,7 +22,7 @@ from bench.errors import BenchError, ExitCode
 from bench.launch import local
 from bench.launch.settings import Resources
 from bench.launch.signals import Stop
-from bench.planning.evaluations import Asked, plan_evaluations
+from bench.planning.evaluations import EvaluationRequest, plan_evaluations
 from bench.reporting import checkpoint_scores
 from bench.runs.run import Run
 from bench.training import worker
@@ -71,8 +71,8 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def asked(tasks: Path, output: Path, *sources: object, task: str = "small", **changes) -> Asked:
-    return Asked(sources=tuple(map(str, sources)), task=task, places=(tasks,), output=output, **changes)
+def asked(tasks: Path, output: Path, *sources: object, task: str = "small", **changes) -> EvaluationRequest:
+    return EvaluationRequest(sources=tuple(map(str, sources)), task=task, places=(tasks,), output=output, **changes)
 
 
 def carried_out(plan: Plan, output: Path, stop: Stop | None = None, code: int = 0) -> Run:
@@ -179,7 +179,7 @@ def test_weights_that_have_changed_since_are_not_scored(tasks, checkpoint, tmp_p
 @pytest.mark.parametrize(
     ("task", "said"),
     [
-        ("small-32", r"reads 48 pixels, the protocol shows 32; task small does"),
+        ("small-32", r"takes images of 48 pixels, the protocol has 32; task small does"),
         ("small-seg", r"was trained to classify, task small-seg is segmentation"),
         ("smal", r"no task 'smal'.*Did you mean small\?"),
     ],
@@ -191,7 +191,7 @@ def test_what_does_not_fit_the_task_is_refused(tasks, checkpoint, tmp_path, task
 
 def test_a_checkpoint_for_another_number_of_classes_is_refused(tasks, checkpoint, tmp_path):
     (tmp_path / "seven.toml").write_text(CLASSIFY.replace("classes = 10", "classes = 7"))
-    with pytest.raises(BenchError, match="tells 10 classes apart, task seven has 7"):
+    with pytest.raises(BenchError, match="has 10 classes, task seven has 7"):
         plan_evaluations(asked(tmp_path, tmp_path, checkpoint, task="seven"))
 
 
@@ -203,7 +203,7 @@ def test_what_learned_without_labels_is_not_scored(tasks, tmp_path):
         vocab_size=16, use_mask_token=True, use_shared_relative_position_bias=True,
     )  # fmt: skip
     BeitForMaskedImageModeling(config).save_pretrained(tmp_path / "beit-pt")
-    with pytest.raises(BenchError, match=r"learned without labels, .* fine-tune it first"):
+    with pytest.raises(BenchError, match=r"pretrained without labels, .* fine-tune it first"):
         plan_evaluations(asked(tasks, tmp_path, tmp_path / "beit-pt"))
 
 

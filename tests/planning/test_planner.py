@@ -1,5 +1,6 @@
 """Study -> Plan: who decides what, which stages are shared, what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from bench import methods
 from bench.cli.catalog import validate
-from bench.config.overrides import address, from_environment, parse_set, parse_value
+from bench.config.overrides import from_environment, parse_address, parse_set, parse_value
 from bench.config.precedence import UserOverrides, variants
 from bench.config.registry import places, read_study, read_task, study_files, task_files
 from bench.config.resolve import steps_of
@@ -349,9 +350,11 @@ def test_values_are_read_as_toml_writes_them() -> None:
 
 
 def test_addresses_say_what_they_reach() -> None:
-    assert str(address("beit:pixels.pretrain.options.masking", ["beit"])) == "beit:pixels.pretrain.options.masking"
-    assert address("model.teacher.trunk") == address("teacher.model.trunk")
-    assert str(address("model.width")) == "model.width"
+    assert (
+        str(parse_address("beit:pixels.pretrain.options.masking", ["beit"])) == "beit:pixels.pretrain.options.masking"
+    )
+    assert parse_address("model.teacher.trunk") == parse_address("teacher.model.trunk")
+    assert str(parse_address("model.width")) == "model.width"
 
 
 def test_the_environment_sets_values_and_its_mistakes_are_named() -> None:
@@ -377,5 +380,5 @@ def test_unlabelled_pictures_are_for_learning_without_labels_only(tmp_path: Path
     assert only(plan, "pretrain").data["train"].images == 40
     assert only(plan, "finetune").data["train"].images == 80
     assert only(plan, "finetune").model.classes == 2
-    without = make_plan(asked._replace(unlabelled=""))
+    without = make_plan(replace(asked, unlabelled=""))
     assert only(without, "pretrain").data["train"].images == 80

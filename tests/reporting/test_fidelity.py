@@ -39,13 +39,13 @@ def on_demo(*names: str, limit: float | None = None, **sets: Any) -> Plan:
 
 @pytest.mark.parametrize(("method", "variant"), EVERY)
 def test_every_method_and_variant_states_its_level(method: str, variant: str) -> None:
-    assert fidelity.as_published(methods.read(method), variant) in NAMED
+    assert fidelity.published_level(methods.read(method), variant) in NAMED
 
 
 @pytest.mark.parametrize("method", methods.names())
 def test_what_is_close_and_not_exact_names_a_departure(method: str) -> None:
     for name in ("", *variants(methods.read(method))):
-        if fidelity.as_published(methods.read(method), name) == "close" and (method, name) != ("beit", "dalle"):
+        if fidelity.published_level(methods.read(method), name) == "close" and (method, name) != ("beit", "dalle"):
             arm = published(f"{method}:{name}" if name else method)
             assert arm.departures, f"{method}:{name}"
 
@@ -107,7 +107,7 @@ def test_pixels_of_the_released_code_reach_training_and_scoring() -> None:
 
 
 def test_a_student_whose_pixels_are_not_its_teachers_is_refused() -> None:
-    with pytest.raises(BenchError, match="student and teacher see the same pixels"):
+    with pytest.raises(BenchError, match="student and teacher must normalise pixels alike"):
         on_demo("deit", **{"supervised.pixels": "half"})
 
 

@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.files import write_json
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
-from bench.runs.diff import arms, runs
+from bench.runs.diff import diff_arms, diff_runs
 from bench.runs.run import Run
 from bench.runs.store import save_plan
 
@@ -31,14 +31,14 @@ def why(found: list, key: str) -> set[str]:
 
 def test_a_value_that_an_arm_sets_is_on_purpose_and_all_else_is_alike(tmp_path: Path) -> None:
     planned(tmp_path, Arm(method="vit", label="a"), Arm(method="vit", label="b", set={"supervised.lr": 0.5}))
-    (found,) = arms(tmp_path, "s", ("a", "b"))
+    (found,) = diff_arms(tmp_path, "s", ("a", "b"))
     assert (found.why, found.stage, found.key, found.second) == ("varied on purpose", "supervised", "recipe.lr", 0.5)
     assert found.origins[1] == "arm of study s"
 
 
 def test_what_another_method_brings_follows_from_it(tmp_path: Path) -> None:
     planned(tmp_path, Arm(method="vit"), Arm(method="deit"))
-    found = arms(tmp_path, "s", ("ViT", "DeiT"))
+    found = diff_arms(tmp_path, "s", ("ViT", "DeiT"))
     assert why(found, "method") == {"varied on purpose"}
     assert why(found, "recipe.model_ema") == {"follows from that"}
     assert [(one.first, one.second) for one in found if (one.stage, one.key) == ("teacher", "stage")] == [
@@ -60,7 +60,7 @@ def test_another_commit_or_other_data_are_unexplained(tmp_path: Path) -> None:
             Run.open(tmp_path / "runs", stage).path("environment.json"),
             {"git": {"commit": f"{number}"}, "time": number},
         )
-    found = runs(tmp_path, (stages[0].folder, stages[1].folder))
+    found = diff_runs(tmp_path, (stages[0].folder, stages[1].folder))
     assert why(found, "recipe.lr") == {"varied on purpose"}
     assert why(found, "data.train.identity") == {"unexplained"}
     assert why(found, "git.commit") == {"unexplained"}
@@ -72,7 +72,7 @@ def test_a_run_is_compared_with_all_that_it_goes_on_from(tmp_path: Path) -> None
     for decay in (0.99, 0.999):
         plan = planned(tmp_path, Arm(method="data2vec"), pretrain__options__decay=decay)
         folders.append([Run.open(tmp_path / "runs", stage) for stage in plan.stages.values()][-1].root.name)
-    found = runs(tmp_path, (folders[0], folders[1]))
+    found = diff_runs(tmp_path, (folders[0], folders[1]))
     assert [(one.stage, one.key, one.first, one.second) for one in found] == [
         ("pretrain", "options.decay", 0.99, 0.999)
     ]
@@ -81,13 +81,13 @@ def test_a_run_is_compared_with_all_that_it_goes_on_from(tmp_path: Path) -> None
 def test_the_same_run_does_not_differ(tmp_path: Path) -> None:
     plan = planned(tmp_path, Arm(method="vit"))
     run = Run.open(tmp_path / "runs", next(iter(plan.stages.values())))
-    assert differences_text(runs(tmp_path, (run.root.name, run.root.name))) == "nothing differs"
+    assert differences_text(diff_runs(tmp_path, (run.root.name, run.root.name))) == "nothing differs"
 
 
 def test_an_arm_is_named_by_its_label_and_an_unclear_name_is_refused(tmp_path: Path) -> None:
     planned(tmp_path, Arm(method="vit"), tasks=("demo", "demo-seg"))
-    assert why(arms(tmp_path, "s", ("ViT/demo", "ViT/demo-seg")), "task") == {"varied on purpose"}
+    assert why(diff_arms(tmp_path, "s", ("ViT/demo", "ViT/demo-seg")), "task") == {"varied on purpose"}
     with pytest.raises(BenchError, match="'ViT' may be ViT/demo, ViT/demo-seg; write more of it"):
-        arms(tmp_path, "s", ("ViT", "ViT/demo"))
+        diff_arms(tmp_path, "s", ("ViT", "ViT/demo"))
     with pytest.raises(BenchError, match="no arm of s 'Vit2'"):
-        arms(tmp_path, "s", ("Vit2", "ViT/demo"))
+        diff_arms(tmp_path, "s", ("Vit2", "ViT/demo"))

@@ -11,7 +11,7 @@ from bench.config.schema import Model, Protocol, Recipe
 from bench.config.stage import Data, Stage
 from bench.errors import BenchError
 from bench.runs import reference_curves
-from bench.runs.reference_curves import Reference, Watch
+from bench.runs.reference_curves import Watch
 from bench.runs.run import Run
 from bench.training.journal import Journal
 
@@ -29,7 +29,7 @@ def stage(**changes: object) -> Stage:
 
 
 def table(path: Path, *rows: str) -> Path:
-    path.write_text(",".join(Reference._fields) + "\n" + "".join(rows))
+    path.write_text(",".join(reference_curves.COLUMNS) + "\n" + "".join(rows))
     return path
 
 

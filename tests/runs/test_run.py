@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_a_damaged_file_is_named(run: Run) -> None:
 
 def test_records_come_back_as_they_were_written(run: Run) -> None:
     run.append(records(1, 2))
-    run.append([records(3)[0]._replace(value=math.nan)])
+    run.append([replace(records(3)[0], value=math.nan)])
     found = run.records()
     assert found[:2] == records(1, 2)
     assert math.isnan(found[2].value)
