@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from foreign import SMALL, answers, assert_same_state, assert_whole, network
+from foreign import SMALL, assert_same_state, assert_whole, network, outputs_of
 from safetensors.torch import load_file, save_file
 
 from bench.checkpoints import conversion
@@ -46,10 +46,10 @@ def written(checkpoint, folder):
 def read_and_back(folder, tmp_path, file="params"):
     """A recorded state as we read it, having checked that it goes back unchanged; and what was recorded with it."""
     state = load_file(folder / f"{file}.safetensors")
-    found = conversion.read(boxed(tmp_path, state), heads=heads(folder))
-    assert (found.family, found.report.unexpected, found.report.missing) == ("authors", (), ())
-    assert_same_state(written(found, tmp_path)["model"], state)
-    return found
+    checkpoint = conversion.read(boxed(tmp_path, state), heads=heads(folder))
+    assert (checkpoint.family, checkpoint.report.unexpected, checkpoint.report.missing) == ("authors", (), ())
+    assert_same_state(written(checkpoint, tmp_path)["model"], state)
+    return checkpoint
 
 
 def recorded(folder, inputs="inputs", outputs="outputs"):
@@ -59,16 +59,20 @@ def recorded(folder, inputs="inputs", outputs="outputs"):
 @torch.no_grad()
 def test_beit_says_of_hidden_patches_what_the_authors_recorded(golden, tmp_path):
     for folder in sorted((golden / "g01_beit_mim").iterdir()):
-        found, (inputs, outputs) = read_and_back(folder, tmp_path), recorded(folder)
-        logits = conversion.build_objective(found).predictions({"image": inputs["images"], "hidden": inputs["mask"]})
+        checkpoint, (inputs, outputs) = read_and_back(folder, tmp_path), recorded(folder)
+        logits = conversion.build_objective(checkpoint).predictions(
+            {"image": inputs["images"], "hidden": inputs["mask"]}
+        )
         torch.testing.assert_close(logits, outputs["logits_masked"], **RECORDED)
 
 
 @torch.no_grad()
 def test_data2vec_predicts_what_the_authors_recorded(golden, tmp_path):
     for folder in sorted(each for each in (golden / "g02_data2vec").iterdir() if each.is_dir()):
-        found, (inputs, outputs) = read_and_back(folder, tmp_path, "student"), recorded(folder)
-        predicted = conversion.build_objective(found).predictions({"image": inputs["images"], "hidden": inputs["mask"]})
+        checkpoint, (inputs, outputs) = read_and_back(folder, tmp_path, "student"), recorded(folder)
+        predicted = conversion.build_objective(checkpoint).predictions(
+            {"image": inputs["images"], "hidden": inputs["mask"]}
+        )
         torch.testing.assert_close(predicted, outputs["predictions"], **RECORDED)
 
 
@@ -92,9 +96,9 @@ def test_deit_says_what_the_authors_recorded(golden, tmp_path):
 @torch.no_grad()
 def test_a_finetuned_beit_says_what_the_authors_recorded(golden, tmp_path):
     for folder in sorted((golden / "g11_finetune_and_segmentation").glob("[cm]*")):
-        found, (inputs, outputs) = read_and_back(folder, tmp_path), recorded(folder)
-        assert found.pool == ("mean" if "fc_norm" in folder.name else "token")
-        logits = conversion.build_objective(found).predict({"image": inputs["images"]})["logits"]
+        checkpoint, (inputs, outputs) = read_and_back(folder, tmp_path), recorded(folder)
+        assert checkpoint.pool == ("mean" if "fc_norm" in folder.name else "token")
+        logits = conversion.build_objective(checkpoint).predict({"image": inputs["images"]})["logits"]
         torch.testing.assert_close(logits, outputs["logits"], **RECORDED)
 
 
@@ -150,9 +154,9 @@ def test_a_deepspeed_file_in_half_precision_is_read_in_fp32(tmp_path):
     halved = {f"module.{name}": value.half() if value.is_floating_point() else value for name, value in theirs.items()}
     path = tmp_path / "mp_rank_00_model_states.pt"
     torch.save({"module": halved, "optimizer": None, "csr_tensor_module_names": set(), "global_steps": 7}, path)
-    found = conversion.read(path)
-    assert {value.dtype for value in found.state.values()} == {torch.float32}
-    assert torch.equal(found.state["head.head.weight"], theirs["head.weight"].half().float())
+    checkpoint = conversion.read(path)
+    assert {value.dtype for value in checkpoint.state.values()} == {torch.float32}
+    assert torch.equal(checkpoint.state["head.head.weight"], theirs["head.weight"].half().float())
 
 
 def test_options_saved_with_the_weights_are_let_through_and_tell_of_layer_scale(tmp_path):
@@ -160,9 +164,9 @@ def test_options_saved_with_the_weights_are_let_through_and_tell_of_layer_scale(
     theirs = conversion.authors.write(network(model).trainable_state(), model)["model"]
     options = argparse.Namespace(model="beit", layer_scale_init_value=0.003, lr=1e-3)
     groups = [{"lr": np.float64(1e-3), "lr_scale": np.float32(0.5), "step": np.int64(3)}]  # left by a schedule
-    found = conversion.read(boxed(tmp_path, theirs, args=options, epoch=99, optimizer={"param_groups": groups}))
-    assert found.model.layer_scale == 0.003
-    assert found.report.unexpected == ()
+    checkpoint = conversion.read(boxed(tmp_path, theirs, args=options, epoch=99, optimizer={"param_groups": groups}))
+    assert checkpoint.model.layer_scale == 0.003
+    assert checkpoint.report.unexpected == ()
 
 
 def test_the_decoder_of_mae_stays_behind_and_its_mask_token_is_not_taken_for_ours(tmp_path):
@@ -176,10 +180,10 @@ def test_the_decoder_of_mae_stays_behind_and_its_mask_token_is_not_taken_for_our
         "decoder_pred.bias",
         "mask_token",
     )
-    found = conversion.read(boxed(tmp_path, trunk | {name: torch.randn(1, 1, 16) for name in decoder}), heads=4)
-    assert sorted(found.report.left) == sorted(decoder)
-    assert found.report.missing == ("backbone.mask_token", "lm_head.weight", "lm_head.bias")
-    assert found.report.unexpected == ()
+    checkpoint = conversion.read(boxed(tmp_path, trunk | {name: torch.randn(1, 1, 16) for name in decoder}), heads=4)
+    assert sorted(checkpoint.report.left) == sorted(decoder)
+    assert checkpoint.report.missing == ("backbone.mask_token", "lm_head.weight", "lm_head.bias")
+    assert checkpoint.report.unexpected == ()
 
 
 def test_what_would_run_code_is_refused_with_the_way_to_convert_it(tmp_path):
@@ -251,12 +255,14 @@ def test_a_tensor_that_nothing_takes_stops_unless_partial(tmp_path):
 def test_a_pretrained_norm_stays_behind_and_that_of_mean_pooling_begins_anew_as_with_the_authors(tmp_path):
     model = Model(**SMALL | {"classes": 0}, trunk="beit", position="shared-relative")
     (path,) = conversion.write(network(model, purpose="pretrain"), model, "mean", "authors", tmp_path)
-    found = conversion.read(path)
-    tuned = build_classifier(found.model.model_copy(update={"classes": 5, "position": "relative"}), Recipe(pool="mean"))
-    moved = transfer(submodule_state(found.state, "backbone"), tuned.backbone)
+    checkpoint = conversion.read(path)
+    tuned = build_classifier(
+        checkpoint.model.model_copy(update={"classes": 5, "position": "relative"}), Recipe(pool="mean")
+    )
+    moved = transfer(submodule_state(checkpoint.state, "backbone"), tuned.backbone)
     assert set(moved.left) == {"mask_token", "norm.weight", "norm.bias"}
-    assert len(moved.shared) == found.model.depth
-    assert torch.equal(tuned.head.fc_norm.weight, torch.ones(found.model.width))
+    assert len(moved.shared) == checkpoint.model.depth
+    assert torch.equal(tuned.head.fc_norm.weight, torch.ones(checkpoint.model.width))
 
 
 def test_a_linear_probe_is_no_network_of_others(tmp_path):
@@ -289,7 +295,7 @@ def test_the_same_weights_read_twice_are_the_same_by_content(tmp_path):
         save_file({key.partition(".")[2]: value for key, value in state.items()}, tmp_path / name / "x.safetensors")
         digests.add(conversion.read(tmp_path / name / "x.safetensors").digest)
     assert len(digests) == 1
-    assert answers(conversion.build_objective(conversion.read(tmp_path / "one" / "x.safetensors")), model).shape == (
+    assert outputs_of(conversion.build_objective(conversion.read(tmp_path / "one" / "x.safetensors")), model).shape == (
         2,
         7,
     )

@@ -65,9 +65,9 @@ def test_transformers_gives_our_logits(output, method, tmp_path):
     theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "m", dtype=torch.float32).eval()
     ours, images = build.trained(run).eval(), pixels(run.stage().model)
     with torch.no_grad():
-        wanted, found = ours.predict({"image": images})["logits"], theirs(images).logits
+        expected, logits = ours.predict({"image": images})["logits"], theirs(images).logits
     assert wanted.std() > 1e-4
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", TRAINED)

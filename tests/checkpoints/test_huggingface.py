@@ -11,12 +11,13 @@ import transformers as hf
 from foreign import (
     SMALL,
     TOLERANCE,
-    WORDS,
-    answers,
+    VOCAB_SIZE,
     assert_whole,
+    converted_outputs,
     hidden,
+    images_for,
     network,
-    pictures,
+    outputs_of,
     randomised,
     tolerance,
 )
@@ -53,7 +54,7 @@ def loaded(kind, folder):
 
 def logits_of(network, model, **inputs):
     with torch.no_grad():
-        return network(pictures(model), **inputs).logits
+        return network(images_for(model), **inputs).logits
 
 
 def there_and_back(ours, model, pool, folder, name, **options):
@@ -61,7 +62,7 @@ def there_and_back(ours, model, pool, folder, name, **options):
     conversion.write(ours, model, pool, "hf", folder / "there", **options)
     theirs = loaded(hf.AutoModelForImageClassification, folder / "there")
     assert type(theirs).__name__ == name
-    torch.testing.assert_close(logits_of(theirs, model), answers(ours, model), **TOLERANCE)
+    torch.testing.assert_close(logits_of(theirs, model), outputs_of(ours, model), **TOLERANCE)
     theirs.save_pretrained(folder / "back")
     return conversion.read(folder / "back")
 
@@ -92,7 +93,8 @@ def test_a_vit_that_transformers_vit_cannot_be_is_written_as_a_beit(tmp_path, po
     model = Model(**SMALL, layer_scale=scale)
     ours = network(model, pool, representation=pool == "mean")  # a layer that mean pooling does not read
     back = there_and_back(ours, model, pool, tmp_path, "BeitForImageClassification")
-    torch.testing.assert_close(answers(conversion.build_objective(back), model), answers(ours, model), **TOLERANCE)
+    converted = conversion.build_objective(back)
+    torch.testing.assert_close(outputs_of(converted, model), outputs_of(ours, model), **TOLERANCE)
 
 
 @pytest.mark.parametrize("position", ["absolute", "relative", "shared-relative"])
@@ -101,9 +103,9 @@ def test_masked_modelling_answers_the_same_in_transformers_and_comes_back(tmp_pa
     ours = network(model, purpose="pretrain")
     conversion.write(ours, model, "mean", "hf", tmp_path / "there")
     theirs = loaded(hf.BeitForMaskedImageModeling, tmp_path / "there")
-    assert theirs.config.vocab_size == WORDS
-    found = logits_of(theirs, model, bool_masked_pos=hidden(model))[hidden(model)]
-    torch.testing.assert_close(found, answers(ours, model), **TOLERANCE)
+    assert theirs.config.vocab_size == VOCAB_SIZE
+    logits = logits_of(theirs, model, bool_masked_pos=hidden(model))[hidden(model)]
+    torch.testing.assert_close(logits, outputs_of(ours, model), **TOLERANCE)
     theirs.save_pretrained(tmp_path / "back")
     back = conversion.read(tmp_path / "back")
     assert back.purpose == "pretrain"
@@ -117,9 +119,9 @@ def test_data2vec_is_written_as_a_trunk_without_head_whose_features_are_ours(tmp
     theirs = loaded(hf.AutoModel, tmp_path)
     assert type(theirs).__name__ == "Data2VecVisionModel"
     with torch.no_grad():
-        found = theirs(pictures(model), bool_masked_pos=hidden(model)).last_hidden_state
-        expected = ours.backbone.norm(ours.backbone(pictures(model), hidden(model)).tokens)
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+        logits = theirs(images_for(model), bool_masked_pos=hidden(model)).last_hidden_state
+        expected = ours.backbone.norm(ours.backbone(images_for(model), hidden(model)).tokens)
+    torch.testing.assert_close(logits, expected, **TOLERANCE)
     assert conversion.read(tmp_path).report.missing == ("lm_head.weight", "lm_head.bias")
 
 
@@ -129,8 +131,8 @@ def test_segmentation_answers_the_same_in_transformers_and_comes_back(tmp_path, 
     ours = network(model, purpose="segment")
     conversion.write(ours, model, "mean", "hf", tmp_path / "there")
     theirs = loaded(hf.AutoModelForSemanticSegmentation, tmp_path / "there")
-    found = F.interpolate(logits_of(theirs, model), size=64, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(found, answers(ours, model), **tolerance(found))
+    logits = F.interpolate(logits_of(theirs, model), size=64, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(logits, outputs_of(ours, model), **tolerance(logits))
     theirs.save_pretrained(tmp_path / "back")
     back = conversion.read(tmp_path / "back")
     assert (back.purpose, back.model.decoder) == ("segment", "upernet")
@@ -152,21 +154,17 @@ def test_a_classifier_of_transformers_answers_the_same_here(tmp_path, name, eps=
     network, config, options = THEIRS[name]
     theirs = randomised(network(config(**BASE, **SIDES, **options, layer_norm_eps=eps)))
     theirs.save_pretrained(tmp_path)
-    found = conversion.read(tmp_path)
-    assert (found.model.norm_eps, found.model.mlp_ratio, found.model.classes) == (eps, 2.0, 5)
-    torch.testing.assert_close(
-        answers(conversion.build_objective(found), found.model), logits_of(theirs, found.model), **TOLERANCE
-    )
+    checkpoint = conversion.read(tmp_path)
+    assert (checkpoint.model.norm_eps, checkpoint.model.mlp_ratio, checkpoint.model.classes) == (eps, 2.0, 5)
+    torch.testing.assert_close(converted_outputs(checkpoint), logits_of(theirs, checkpoint.model), **TOLERANCE)
 
 
 def test_starting_weights_of_transformers_answer_the_same_here_although_they_are_small(tmp_path):
     torch.manual_seed(0)
     theirs = hf.BeitForImageClassification(hf.BeitConfig(**BASE, **SIDES, **RELATIVE, use_mean_pooling=False)).eval()
     theirs.save_pretrained(tmp_path)
-    found = conversion.read(tmp_path)
-    torch.testing.assert_close(
-        answers(conversion.build_objective(found), found.model), logits_of(theirs, found.model), **TOLERANCE
-    )
+    checkpoint = conversion.read(tmp_path)
+    torch.testing.assert_close(converted_outputs(checkpoint), logits_of(theirs, checkpoint.model), **TOLERANCE)
 
 
 def test_segmentation_of_beit_answers_the_same_here_when_its_pyramid_reads_our_blocks(tmp_path):
@@ -174,9 +172,9 @@ def test_segmentation_of_beit_answers_the_same_here_when_its_pyramid_reads_our_b
         hf.Data2VecVisionForSemanticSegmentation(hf.Data2VecVisionConfig(**SEGMENTS, out_indices=[5, 7, 9, 13]))
     )
     theirs.save_pretrained(tmp_path)
-    found = conversion.read(tmp_path)
-    expected = F.interpolate(logits_of(theirs, found.model), size=32, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(answers(conversion.build_objective(found), found.model), expected, **tolerance(expected))
+    checkpoint = conversion.read(tmp_path)
+    expected = F.interpolate(logits_of(theirs, checkpoint.model), size=32, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(converted_outputs(checkpoint), expected, **tolerance(expected))
 
 
 def beit_for_segmentation(folder, out_indices):
@@ -186,9 +184,9 @@ def beit_for_segmentation(folder, out_indices):
 
 
 def test_a_published_config_is_taken_at_the_authors_word_and_the_difference_is_said(tmp_path, caplog):
-    found = conversion.read(beit_for_segmentation(tmp_path, [3, 5, 7, 11]))
+    checkpoint = conversion.read(beit_for_segmentation(tmp_path, [3, 5, 7, 11]))
     assert "transformers reads [1, 3, 5, 9]" in caplog.text
-    assert conversion.build_objective(found).decoder.layers == (3, 5, 7, 11)
+    assert conversion.build_objective(checkpoint).decoder.layers == (3, 5, 7, 11)
 
 
 def test_another_pyramid_is_refused_with_the_blocks_that_both_read(tmp_path):
@@ -200,11 +198,11 @@ def test_a_trunk_alone_is_read_for_going_on_and_says_what_it_lacks(tmp_path):
     options = {**BASE, **SIDES, "use_shared_relative_position_bias": True, "use_mean_pooling": False}
     theirs = randomised(hf.Data2VecVisionModel(hf.Data2VecVisionConfig(**options)))
     theirs.save_pretrained(tmp_path)
-    found = conversion.read(tmp_path)
-    assert (found.purpose, found.model.position) == ("pretrain", "shared-relative")
-    assert found.report.missing == ("backbone.mask_token", "lm_head.weight", "lm_head.bias")
+    checkpoint = conversion.read(tmp_path)
+    assert (checkpoint.purpose, checkpoint.model.position) == ("pretrain", "shared-relative")
+    assert checkpoint.report.missing == ("backbone.mask_token", "lm_head.weight", "lm_head.bias")
     with pytest.raises(BenchError, match=r"lacks backbone.mask_token, lm_head.bias, lm_head.weight.*start_from"):
-        conversion.build_objective(found)
+        conversion.build_objective(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -221,13 +219,13 @@ def test_the_index_buffers_of_old_files_stay_behind(tmp_path, flag, where):
     theirs.save_pretrained(tmp_path)
     path, index = tmp_path / "model.safetensors", f"{where}relative_position_bias.relative_position_index"
     save_file(load_file(path) | {index: torch.zeros(17, 17, dtype=torch.int64)}, path, metadata={"format": "pt"})
-    found = conversion.read(tmp_path)
-    assert found.report.left == (index,)
-    conversion.build_objective(found)
+    checkpoint = conversion.read(tmp_path)
+    assert checkpoint.report.left == (index,)
+    conversion.build_objective(checkpoint)
 
 
 def test_two_final_norms_are_refused(tmp_path):
-    options = {**BASE, **SIDES, **RELATIVE, "use_mask_token": True, "use_mean_pooling": False, "vocab_size": WORDS}
+    options = {**BASE, **SIDES, **RELATIVE, "use_mask_token": True, "use_mean_pooling": False, "vocab_size": VOCAB_SIZE}
     randomised(hf.BeitForMaskedImageModeling(hf.BeitConfig(**options))).save_pretrained(tmp_path)
     with pytest.raises(BenchError, match=r"has, unexpectedly, .*layernorm\.bias"):
         conversion.read(tmp_path)
@@ -235,19 +233,19 @@ def test_two_final_norms_are_refused(tmp_path):
 
 def test_the_pooler_of_a_vit_alone_stays_behind(tmp_path):
     randomised(hf.ViTModel(hf.ViTConfig(**BASE, **SIDES))).save_pretrained(tmp_path)
-    found = conversion.read(tmp_path)
-    assert found.report.left == ("head.representation.0.bias", "head.representation.0.weight")
-    assert found.purpose == "pretrain"
-    assert not found.report.unexpected
+    checkpoint = conversion.read(tmp_path)
+    assert checkpoint.report.left == ("head.representation.0.bias", "head.representation.0.weight")
+    assert checkpoint.purpose == "pretrain"
+    assert not checkpoint.report.unexpected
 
 
 def test_the_decoder_of_mae_stays_behind(tmp_path):
     small = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
     theirs = randomised(hf.ViTMAEForPreTraining(hf.ViTMAEConfig(**BASE, **SIDES, **small)))
     theirs.save_pretrained(tmp_path)
-    found = conversion.read(tmp_path)
-    assert all(name.startswith("decoder.") for name in found.report.left)
-    assert torch.equal(found.state["backbone.pos_embed"], theirs.vit.embeddings.position_embeddings)
+    checkpoint = conversion.read(tmp_path)
+    assert all(name.startswith("decoder.") for name in checkpoint.report.left)
+    assert torch.equal(checkpoint.state["backbone.pos_embed"], theirs.vit.embeddings.position_embeddings)
 
 
 def saved(folder, **changes):
@@ -278,16 +276,19 @@ def test_a_config_that_no_network_of_ours_can_be_is_refused(tmp_path, changes, s
 
 
 def test_partial_leaves_out_what_has_no_place_and_says_so(tmp_path):
-    found = conversion.read(saved(tmp_path, num_hidden_layers=2), partial=True)
-    assert found.report.unexpected
-    assert all(name.startswith("backbone.blocks.2.") for name in found.report.unexpected)
-    assert not [name for name in found.state if name.startswith("backbone.blocks.2.")]
+    checkpoint = conversion.read(saved(tmp_path, num_hidden_layers=2), partial=True)
+    assert checkpoint.report.unexpected
+    assert all(name.startswith("backbone.blocks.2.") for name in checkpoint.report.unexpected)
+    assert not [name for name in checkpoint.state if name.startswith("backbone.blocks.2.")]
 
 
 def test_positions_are_resized_to_the_image_size_of_the_config(tmp_path):
-    found = conversion.read(saved(tmp_path, image_size=48))
-    assert found.report.resized == tuple(f"backbone.blocks.{n}.attn.relative_position_bias_table" for n in range(3))
-    assert conversion.build_objective(found).predict({"image": torch.randn(1, 3, 48, 48)})["logits"].shape == (1, 5)
+    checkpoint = conversion.read(saved(tmp_path, image_size=48))
+    assert checkpoint.report.resized == tuple(
+        f"backbone.blocks.{n}.attn.relative_position_bias_table" for n in range(3)
+    )
+    logits = conversion.build_objective(checkpoint).predict({"image": torch.randn(1, 3, 48, 48)})["logits"]
+    assert logits.shape == (1, 5)
 
 
 def test_labels_and_preprocessing_are_read_as_the_folder_has_them(tmp_path):
@@ -296,9 +297,9 @@ def test_labels_and_preprocessing_are_read_as_the_folder_has_them(tmp_path):
     crop = {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
     settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "resample": 2, **crop}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    found = conversion.read(tmp_path)
-    assert found.labels == ("cat", "dog", "owl", "ant", "bee")
-    assert found.preprocessing == {
+    checkpoint = conversion.read(tmp_path)
+    assert checkpoint.labels == ("cat", "dog", "owl", "ant", "bee")
+    assert checkpoint.preprocessing == {
         "mean": [0.5, 0.5, 0.5],
         "std": [0.2, 0.2, 0.2],
         "resolution": 224,

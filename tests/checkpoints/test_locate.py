@@ -58,12 +58,12 @@ def cached(root: Path, repository: str, names=("model.safetensors", "config.json
 
 def test_a_file_is_known_by_the_hash_of_its_content(tmp_path):
     path = weights(tmp_path / "a.safetensors")
-    found = locate(str(path))
-    assert found.digest == sha256(path.read_bytes()).hexdigest()
-    assert (found.id, found.path, found.files, found.revision) == (str(path), path, (path,), "")
+    located = locate(str(path))
+    assert located.digest == sha256(path.read_bytes()).hexdigest()
+    assert (located.id, located.path, located.files, located.revision) == (str(path), path, (path,), "")
     moved = path.rename(tmp_path / "elsewhere.safetensors")
-    assert locate(str(moved)).digest == found.digest
-    assert locate(str(weights(tmp_path / "a.safetensors", value=2.0))).digest != found.digest
+    assert locate(str(moved)).digest == located.digest
+    assert locate(str(weights(tmp_path / "a.safetensors", value=2.0))).digest != located.digest
 
 
 def test_a_digest_is_kept_until_the_file_changes(tmp_path, monkeypatch):
@@ -81,8 +81,8 @@ def test_a_folder_is_read_as_a_hugging_face_model(tmp_path):
     path = weights(tmp_path / "m" / "model.safetensors")
     (tmp_path / "m" / "config.json").write_text("{}")
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"")
-    found = locate(str(tmp_path / "m"))
-    assert found.files == (path, tmp_path / "m" / "config.json")
+    located = locate(str(tmp_path / "m"))
+    assert located.files == (path, tmp_path / "m" / "config.json")
 
 
 def test_a_model_in_several_files_needs_all_of_them(tmp_path):
@@ -122,11 +122,11 @@ def test_an_import_is_what_it_was_made_from_until_somebody_changes_it(tmp_path):
 
 def test_a_hub_id_leads_to_the_snapshot_in_the_cache_without_a_network(tmp_path):
     folder = cached(tmp_path, "facebook/data2vec-vision-base")
-    found = locate("facebook/data2vec-vision-base")
-    assert (found.path, found.revision) == (folder, COMMIT)
-    assert [path.name for path in found.files] == ["model.safetensors", "config.json"]
-    assert locate(f"facebook/data2vec-vision-base@{COMMIT}").digest == found.digest
-    assert locate(str(folder)).digest == found.digest  # the same weights by their path
+    located = locate("facebook/data2vec-vision-base")
+    assert (located.path, located.revision) == (folder, COMMIT)
+    assert [path.name for path in located.files] == ["model.safetensors", "config.json"]
+    assert locate(f"facebook/data2vec-vision-base@{COMMIT}").digest == located.digest
+    assert locate(str(folder)).digest == located.digest  # the same weights by their path
 
 
 def test_an_old_model_on_the_hub_has_a_bin_file(tmp_path):

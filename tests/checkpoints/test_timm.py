@@ -7,7 +7,17 @@ import json
 import pytest
 import timm
 import torch
-from foreign import SMALL, TOLERANCE, answers, assert_same_state, assert_whole, network, pictures, randomised
+from foreign import (
+    SMALL,
+    TOLERANCE,
+    assert_same_state,
+    assert_whole,
+    converted_outputs,
+    images_for,
+    network,
+    outputs_of,
+    randomised,
+)
 from safetensors.torch import load_file, save_file
 
 from bench.checkpoints import conversion
@@ -47,19 +57,17 @@ def saved(folder, name="vit_base_patch16_224", **arguments):
 
 @torch.no_grad()
 def logits_of(theirs, model):
-    return theirs(pictures(model))
+    return theirs(images_for(model))
 
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_a_network_of_timm_answers_the_same_here_and_goes_back_unchanged(tmp_path, name):
     architecture, options = THEIRS[name]
     theirs = saved(tmp_path / "there", architecture, **options)
-    found = conversion.read(tmp_path / "there")
-    assert (found.family, found.purpose, found.report.unexpected) == ("timm", "classify", ())
-    torch.testing.assert_close(
-        answers(conversion.build_objective(found), found.model), logits_of(theirs, found.model), **TOLERANCE
-    )
-    conversion.write(found.state, found.model, found.pool, "timm", tmp_path / "back")
+    checkpoint = conversion.read(tmp_path / "there")
+    assert (checkpoint.family, checkpoint.purpose, checkpoint.report.unexpected) == ("timm", "classify", ())
+    torch.testing.assert_close(converted_outputs(checkpoint), logits_of(theirs, checkpoint.model), **TOLERANCE)
+    conversion.write(checkpoint.state, checkpoint.model, checkpoint.pool, "timm", tmp_path / "back")
     assert_same_state(load_file(tmp_path / "back/model.safetensors"), theirs.state_dict())
 
 
@@ -69,7 +77,7 @@ def test_a_network_of_ours_answers_the_same_in_timm_and_comes_back(tmp_path, nam
     ours = network(model, pool)
     conversion.write(ours, model, pool, "timm", tmp_path, labels=tuple("abcdefg"), preprocessing=SETTINGS)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    torch.testing.assert_close(logits_of(theirs, model), answers(ours, model), **TOLERANCE)
+    torch.testing.assert_close(logits_of(theirs, model), outputs_of(ours, model), **TOLERANCE)
     back = conversion.read(tmp_path)
     assert back.model.model_copy(update={"size": model.size}) == model
     assert (back.labels, back.preprocessing) == (tuple("abcdefg"), SETTINGS | {"resolution": 32})
@@ -82,35 +90,33 @@ def test_what_was_pretrained_goes_on_in_timm_without_its_head(tmp_path):
     conversion.write(ours, model, "mean", "timm", tmp_path)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     with torch.no_grad():
-        expected = ours.backbone.norm(ours.backbone(pictures(model)).tokens)
-        torch.testing.assert_close(theirs.forward_features(pictures(model)), expected, **TOLERANCE)
+        expected = ours.backbone.norm(ours.backbone(images_for(model)).tokens)
+        torch.testing.assert_close(theirs.forward_features(images_for(model)), expected, **TOLERANCE)
     assert conversion.read(tmp_path).report.missing == ("backbone.mask_token", "lm_head.weight", "lm_head.bias")
 
 
 def test_a_convolutional_network_comes_and_goes_as_it_is(tmp_path):
     theirs = randomised(timm.create_model("resnet10t", num_classes=5))
     timm.models.save_for_hf(theirs, tmp_path / "there", safe_serialization=True)
-    found = conversion.read(tmp_path / "there")
-    assert (found.model.trunk, found.model.classes, found.purpose) == ("timm:resnet10t", 5, "classify")
+    checkpoint = conversion.read(tmp_path / "there")
+    assert (checkpoint.model.trunk, checkpoint.model.classes, checkpoint.purpose) == ("timm:resnet10t", 5, "classify")
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(
-        conversion.build_objective(found).predict({"image": images})["logits"], theirs(images), **TOLERANCE
+        conversion.build_objective(checkpoint).predict({"image": images})["logits"], theirs(images), **TOLERANCE
     )
-    conversion.write(found.state, found.model, "token", "timm", tmp_path / "back")
+    conversion.write(checkpoint.state, checkpoint.model, "token", "timm", tmp_path / "back")
     again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True)
     assert_same_state(again.state_dict(), theirs.state_dict())
     with pytest.raises(BenchError, match="--to timm"):
-        conversion.write(found.state, found.model, "token", "hf", tmp_path / "other")
+        conversion.write(checkpoint.state, checkpoint.model, "token", "hf", tmp_path / "other")
 
 
 def test_a_file_of_timm_needs_no_config(tmp_path):
     theirs = randomised(timm.create_model("beit_base_patch16_224", num_classes=5, **SIDES))
     save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
-    found = conversion.read(tmp_path / "weights.safetensors")
-    assert (found.family, found.model.heads, found.model.image_size) == ("timm", 4, 32)
-    torch.testing.assert_close(
-        answers(conversion.build_objective(found), found.model), logits_of(theirs, found.model), **TOLERANCE
-    )
+    checkpoint = conversion.read(tmp_path / "weights.safetensors")
+    assert (checkpoint.family, checkpoint.model.heads, checkpoint.model.image_size) == ("timm", 4, 32)
+    torch.testing.assert_close(converted_outputs(checkpoint), logits_of(theirs, checkpoint.model), **TOLERANCE)
 
 
 def test_settings_of_timm_are_read_as_preprocessing(tmp_path):

@@ -167,12 +167,12 @@ def test_the_authors_hand_over_is_made(tmp_path):
     assert all(torch.equal(table, tables[0]) for table in tables)
     assert tables[0].shape == (11 * 11 + 3, 3)  # 6 x 6 patches, from 8 x 8
     torch.testing.assert_close(tables[0][-3:], held["backbone.rel_pos_bias.relative_position_bias_table"][-3:])
-    told = json.loads(run.path("start.json").read_text())
-    assert told["facts"]["digest"] == locate(str(source)).digest
-    assert told["facts"]["purpose"] == "pretrain"
-    assert len(told["shared"]) == 4
-    assert {"head.head.weight", "head.fc_norm.weight"} <= set(told["missing"])
-    assert "backbone.mask_token" in told["left"]
+    report = json.loads(run.path("start.json").read_text())
+    assert report["facts"]["digest"] == locate(str(source)).digest
+    assert report["facts"]["purpose"] == "pretrain"
+    assert len(report["shared"]) == 4
+    assert {"head.head.weight", "head.fc_norm.weight"} <= set(report["missing"])
+    assert "backbone.mask_token" in report["left"]
 
 
 def test_it_trains_and_is_scored_from_there(tmp_path):
@@ -255,9 +255,9 @@ def test_a_convolutional_teacher_starts_from_timms_weights_with_a_new_classifier
     started = objective.backbone.state_dict()
     assert torch.equal(started["conv1.0.weight"], theirs.state_dict()["conv1.0.weight"])
     assert started["fc.weight"].shape == (10, 512)
-    told = json.loads(run.path("start.json").read_text())
-    assert told["left"] == ["fc.bias", "fc.weight"]
-    assert told["missing"] == ["backbone.fc.bias", "backbone.fc.weight"]
+    report = json.loads(run.path("start.json").read_text())
+    assert report["left"] == ["fc.bias", "fc.weight"]
+    assert report["missing"] == ["backbone.fc.bias", "backbone.fc.weight"]
 
 
 def test_an_import_can_be_used_where_there_is_no_network(tmp_path):

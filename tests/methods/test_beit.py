@@ -131,15 +131,15 @@ def test_the_tokenizer_sees_the_whole_picture():
 
 def test_the_loss_is_the_mean_over_hidden_patches_in_plain_loops():
     ours, given = objective().eval(), batch()
-    found = ours(given)
+    outputs = ours(given)
     tokens = ours.backbone.norm(ours.backbone(given["image"], given["hidden"]).tokens)[:, 1:]
     words = ours.tokenizer.encode(given["token_image"] / 255)
     losses = [
         -torch.log_softmax(ours.lm_head(tokens[image, patch]), dim=-1)[words[image, patch]]
         for image, patch in given["hidden"].nonzero().tolist()
     ]
-    assert found["count"] == given["hidden"].sum()
-    torch.testing.assert_close(found["loss"], torch.stack(losses).sum())
+    assert outputs["count"] == given["hidden"].sum()
+    torch.testing.assert_close(outputs["loss"], torch.stack(losses).sum())
 
 
 def test_recovering_all_asks_for_every_patch_and_still_hides_some():

@@ -202,11 +202,11 @@ def test_the_teacher_is_in_the_checkpoint():
 
 def test_the_loss_counts_hidden_patches():
     ours, given = shaken(objective()).eval(), batch()
-    found = ours(given)
+    outputs = ours(given)
     distance = (ours.predictions(given) - ours.targets(given)).abs()
     each = torch.where(distance < 2, distance**2 / 4, distance - 1)  # beta = 2
-    assert found["count"] == given["hidden"].sum()
-    torch.testing.assert_close(found["loss"] / found["count"], each.mean())
+    assert outputs["count"] == given["hidden"].sum()
+    torch.testing.assert_close(outputs["loss"] / outputs["count"], each.mean())
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():

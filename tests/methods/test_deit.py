@@ -89,10 +89,10 @@ def test_student_and_teacher_see_the_same_mixed_images():
 
 def test_hard_distillation_gives_each_head_half_of_the_loss():
     ours, given = objective().eval(), batch()
-    found = ours(given)
-    torch.testing.assert_close(found["loss"], (found["label_loss"] + found["teacher_loss"]) / 2)
+    outputs = ours(given)
+    torch.testing.assert_close(outputs["loss"], (outputs["label_loss"] + outputs["teacher_loss"]) / 2)
     labels = ours.loss(ours.predict(given)["cls"], ours.target(given))
-    torch.testing.assert_close(found["label_loss"], labels)
+    torch.testing.assert_close(outputs["label_loss"], labels)
 
 
 def test_the_released_code_divides_the_soft_loss_by_the_classes_as_well():

@@ -119,13 +119,13 @@ def test_a_distilled_classifier_without_a_teacher_teaches_both_heads_the_labels(
 def test_ignored_pixels_count_for_nothing():
     objective, given = NETWORKS["linear decoder"](), batch()
     given["map"][:, 8:] = 255
-    found = objective(given)
-    assert found["count"] == 4 * 16 * 16  # of the mean, as in the published code; they add nothing to the sum
+    outputs = objective(given)
+    assert outputs["count"] == 4 * 16 * 16  # of the mean, as in the published code; they add nothing to the sum
     logits = objective.predict(given)["logits"][:, :, :8].movedim(1, -1).reshape(-1, CLASSES)
     expected = nn.functional.cross_entropy(logits, given["map"][:, :8].flatten(), reduction="sum")
-    torch.testing.assert_close(found["loss"], expected)
+    torch.testing.assert_close(outputs["loss"], expected)
     right = (logits.argmax(1) == given["map"][:, :8].flatten()).sum()
-    assert found["pixel_accuracy"] == right
+    assert outputs["pixel_accuracy"] == right
 
 
 def test_a_map_of_ignored_pixels_gives_no_loss_and_no_nan():

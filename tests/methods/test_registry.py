@@ -50,5 +50,5 @@ def test_an_unknown_method_is_refused_with_the_nearest():
 
 def test_reading_all_methods_imports_no_torch():
     code = "import sys; from bench import methods as m; [m.read(n) for n in m.names()]; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

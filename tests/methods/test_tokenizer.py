@@ -40,12 +40,12 @@ def batch(images=16, seed=0):
 def train(objective, steps, lr=1e-2):
     optimiser, losses = torch.optim.AdamW(objective.parameters(), lr=lr), []
     for step in range(steps):
-        found = objective(objective.prepare(batch(seed=step), seed=0, step=step, batch_size=16))
+        outputs = objective(objective.prepare(batch(seed=step), seed=0, step=step, batch_size=16))
         optimiser.zero_grad()
-        (found["loss"] / found["count"]).backward()
+        (outputs["loss"] / outputs["count"]).backward()
         optimiser.step()
         objective.after_step((step + 1) / steps)
-        losses.append({name: float(value.detach() / found["count"]) for name, value in found.items()})
+        losses.append({name: float(value.detach() / outputs["count"]) for name, value in outputs.items()})
     return losses
 
 
@@ -88,9 +88,9 @@ def test_learning_finds_the_words_that_the_pictures_are_made_of():
 
 def test_without_the_divergence_most_words_are_never_chosen():
     def used(kl_weight):
-        found = objective(words=32, kl_weight=kl_weight)
-        train(found, 60, lr=3e-3)
-        return float(perplexity(found.tokenizer.logits(batch(64)["token_image"] / 255)))
+        outputs = objective(words=32, kl_weight=kl_weight)
+        train(outputs, 60, lr=3e-3)
+        return float(perplexity(outputs.tokenizer.logits(batch(64)["token_image"] / 255)))
 
     assert used(0.02) > 1.5 * used(0.0)
 

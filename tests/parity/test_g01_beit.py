@@ -105,14 +105,14 @@ def test_in_double_precision_nothing_but_one_rounding_is_left(case, objective, g
     expected = arrays(case / "outputs_float64.safetensors")
     objective.double()
     given["image"] = given["image"].double()
-    found = objective(given)
+    outputs = objective(given)
     rounded(objective.predictions(given), expected["logits_masked"], "logits_masked")
-    rounded(found["loss"] / found["count"], expected["loss"], "loss")
+    rounded(outputs["loss"] / outputs["count"], expected["loss"], "loss")
 
 
 def test_every_gradient(case, config, objective, given):
-    found = objective(given)
-    (found["loss"] / found["count"]).backward()
+    outputs = objective(given)
+    (outputs["loss"] / outputs["count"]).backward()
     gradients(objective, case / "grads.safetensors", named)
     gradient_norms(objective, {named(name): norm for name, norm in config["grad_norm_per_parameter"].items()})
 

@@ -104,15 +104,15 @@ def test_in_double_precision_nothing_but_roundings_are_left(case, objective, bat
     expected = arrays(case / "outputs_float64.safetensors")
     objective.double()
     batch["image"] = batch["image"].double()
-    found = objective(batch)
+    outputs = objective(batch)
     rounded(objective.targets(batch), expected["targets"], "targets")
     rounded(objective.predictions(batch), expected["predictions"], "predictions")
-    rounded(found["loss"] / found["count"], expected["loss"], "loss")
+    rounded(outputs["loss"] / outputs["count"], expected["loss"], "loss")
 
 
 def test_every_gradient(case, config, objective, batch):
-    found = objective(batch)
-    (found["loss"] / found["count"]).backward()
+    outputs = objective(batch)
+    (outputs["loss"] / outputs["count"]).backward()
     gradients(objective, case / "grads.safetensors", named)
     gradient_norms(objective, {named(name): norm for name, norm in config["grad_norm_per_parameter"].items()})
 

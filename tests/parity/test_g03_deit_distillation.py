@@ -59,13 +59,13 @@ def total_loss(case, given, cls, dist, smoothing):
     student = Classify(Answers(), None, classes=cls.shape[1], loss=loss)
     if case.type == "none":
         student.predict = lambda batch: {"logits": cls}
-        found = student(batch)
+        outputs = student(batch)
     else:
         rule = Distillation(case.type, case.alpha, case.tau, "authors")
         distil = Distil(student, Answers(logits=given["teacher_logits"]), rule)
         distil.predict = lambda batch: both
-        found = distil(batch)
-    return found["loss"] / found["count"]
+        outputs = distil(batch)
+    return outputs["loss"] / outputs["count"]
 
 
 def losses(folder, config):
@@ -120,11 +120,11 @@ def classifier(folder, config, *, distilled):
 def answers(ours, images):
     """Features and logits under the recorded names."""
     tokens = ours.backbone.norm(ours.backbone(images).tokens)
-    found = ours.predict({"image": images})
-    if "dist" not in found:
-        return {"features": ours.features({"image": images}), "logits": found["logits"]}
+    outputs = ours.predict({"image": images})
+    if "dist" not in outputs:
+        return {"features": ours.features({"image": images}), "logits": outputs["logits"]}
     features = {"features_cls": tokens[:, 0], "features_dist": tokens[:, 1]}
-    return features | {"logits_cls": found["cls"], "logits_dist": found["dist"], "eval_logits": found["logits"]}
+    return features | {"logits_cls": outputs["cls"], "logits_dist": outputs["dist"], "eval_logits": outputs["logits"]}
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from masks import correlation, counted, errors_of_correlation, errors_of_histogram, errors_of_mean
+from masks import correlation, errors_of_correlation, errors_of_histogram, errors_of_mean, mask_statistics
 from recorded import arrays, read
 
 from bench.pipeline.masking import ASPECT, BlockMasking, RandomMasking
@@ -47,7 +47,7 @@ def errors(choices, options, tables):
     """The largest distance from each recorded table, in standard errors."""
     edges, shifts = tables["bbox_log_aspect_edges"], len(tables["joint_probability"])
     bins = {name: len(table) for name, table in tables.items() if name.endswith("_hist")}
-    ours, samples = counted(choices, bins=bins, edges=edges, shifts=shifts), options["samples"]
+    ours, samples = mask_statistics(choices, bins=bins, edges=edges, shifts=shifts), options["samples"]
     found = {name: errors_of_histogram(ours[name], tables[name], samples) for name in bins}
     found |= {name: errors_of_mean(ours[name], tables[name], samples) for name in PROPORTIONS}
     pairs = ours["mean_mask"], ours["joint_probability"]

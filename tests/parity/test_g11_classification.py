@@ -65,12 +65,12 @@ def batch(case):
 
 def answers(ours, batch):
     """Under the recorded names."""
-    found = ours(batch)
+    outputs = ours(batch)
     return {
         "last_block_tokens": ours.backbone(batch["image"]).tokens,
         "pooled_features": ours.features(batch),
         "logits": ours.predict(batch)["logits"],
-        "cross_entropy": found["loss"] / found["count"],
+        "cross_entropy": outputs["loss"] / outputs["count"],
     }
 
 
@@ -86,14 +86,14 @@ def test_tokens_features_logits_and_loss_are_the_recorded_ones(case, ours, batch
 
 @torch.no_grad()
 def test_in_double_precision_nothing_but_one_rounding_is_left(case, ours, batch):
-    found = answers(ours.double(), batch | {"image": batch["image"].double()})
+    outputs = answers(ours.double(), batch | {"image": batch["image"].double()})
     for name, expected in arrays(case / "outputs_float64.safetensors").items():
-        rounded(found[name], expected, name)
+        rounded(outputs[name], expected, name)
 
 
 def test_the_norm_of_every_gradient(config, ours, batch):
-    found = ours(batch)
-    (found["loss"] / found["count"]).backward()
+    outputs = ours(batch)
+    (outputs["loss"] / outputs["count"]).backward()
     gradient_norms(ours, {named(name): norm for name, norm in config["grad_norm_per_parameter"].items()})
 
 
@@ -150,8 +150,8 @@ def follow(case, ours, update, options, precision):
     for step, norm in enumerate(expected["grad_norm"]):
         rows = range(step * together, (step + 1) * together)
         for row in rows:
-            found = ours(parts[row])
-            loss = (found["loss"] / found["count"]).item()
+            outputs = ours(parts[row])
+            loss = (outputs["loss"] / outputs["count"]).item()
             number(loss, path, "loss", "training loss", expected=expected["loss"][row])
         done = update(step, [parts[row] for row in rows])
         number(done.norm.item(), path, "grad_norm", "gradient norm", expected=norm)

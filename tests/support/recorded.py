@@ -1,4 +1,4 @@
-"""Reading the reference values: arrays, facts and cases of a folder, our networks for them, and how near is equal."""
+"""Read golden files, build our networks for them, and compare within tolerances derived from measured noise."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ from bench.training.step import Update
 
 
 class Limit(NamedTuple):
-    """How far a value may be from the recorded one: ten times the noise of its kind, unless `why` says otherwise.
+    """Tolerance for a value against the recorded one: ten times the noise of its kind, unless `why` says otherwise.
 
-    noise: the worst in noise.json between thread counts, kinds of attention and precisions.
+    noise: the largest in noise.json between thread counts, kinds of attention and precisions.
     """
 
     value: float
@@ -56,86 +56,86 @@ def read(path: Path) -> Any:
 
 
 def arrays(path: Path) -> dict[str, Tensor]:
-    """The arrays of a file. One without any, or with an empty array, compares nothing and is an error."""
-    found = load_file(path)
-    assert found, f"{path} holds nothing"
-    empty = [name for name, value in found.items() if not value.numel()]
+    """The arrays of a file. One without any, or with an empty array, would compare nothing and is an error."""
+    tensors = load_file(path)
+    assert tensors, f"{path} holds nothing"
+    empty = [name for name, value in tensors.items() if not value.numel()]
     assert not empty, f"{path}: {empty[0]} is empty"
-    return found
+    return tensors
 
 
 def noise(path: Path, name: str) -> float:
     """The noise that noise.json gives for an array of a file; 0 where it gives none."""
     root = next((folder for folder in path.parents if (folder / "noise.json").is_file()), None)
     entry = read(root / "noise.json").get(str(path.relative_to(root).with_suffix("")), {}) if root else {}
-    found = entry.get(name) or entry.get("largest over all arrays") or {}
-    ways = (found.get(way, 0.0) for way in ("two_threads", "fused_attention", "float64"))
+    differences = entry.get(name) or entry.get("largest over all arrays") or {}
+    ways = (differences.get(way, 0.0) for way in ("two_threads", "fused_attention", "float64"))
     return max(way["max_abs_difference"] if isinstance(way, dict) else way for way in ways)
 
 
-def near(found: Tensor, path: Path, name: str, kind: str, *, expected: Tensor | None = None) -> None:
-    """`found` is array `name` of file `path`, within the limit of its kind.
+def near(value: Tensor, path: Path, name: str, kind: str, *, expected: Tensor | None = None) -> None:
+    """Assert that `value` is array `name` of file `path`, within the limit of its kind.
 
     Where a folder notes more noise for the array, as larger networks have, ten times that.
     """
     expected = arrays(path)[name] if expected is None else expected
     allowed = max(LIMITS[kind].value, 10 * noise(path, name))
-    found, expected = found.detach().double(), expected.double()
-    assert found.shape == expected.shape, f"{path}: {name} is {tuple(expected.shape)}, ours is {tuple(found.shape)}"
-    assert bool(found.isfinite().all())
-    worst = float((found - expected).abs().max())
+    value, expected = value.detach().double(), expected.double()
+    assert value.shape == expected.shape, f"{path}: {name} is {tuple(expected.shape)}, ours is {tuple(value.shape)}"
+    assert bool(value.isfinite().all())
+    worst = float((value - expected).abs().max())
     assert worst <= allowed, f"{path}: {name} differs by {worst:.2g}, more than {allowed:.2g}"
 
 
 def exactly(kind: str, expected: Any) -> Any:
-    """What a number, or a list of them, that our formulas give is to be compared with."""
+    """The expected number, or list of them, with the tolerance for our formulas."""
     return pytest.approx(expected, rel=LIMITS[kind].value, abs=0.0)
 
 
-def number(found: float, path: Path, name: str, kind: str, *, expected: Tensor | None = None) -> None:
-    """`found` is the recorded number, within the limit of its kind or ten times the noise that its folder notes."""
-    value = (arrays(path)[name] if expected is None else expected).item()
-    allowed = LIMITS[kind].value * (abs(value) if LIMITS[kind].relative else 1.0)
-    assert found == pytest.approx(value, rel=0, abs=max(allowed, 10 * noise(path, name))), f"{path}: {name}"
+def number(value: float, path: Path, name: str, kind: str, *, expected: Tensor | None = None) -> None:
+    """Assert that `value` is the recorded number, within its kind's limit or ten times its folder's noise."""
+    recorded = (arrays(path)[name] if expected is None else expected).item()
+    allowed = LIMITS[kind].value * (abs(recorded) if LIMITS[kind].relative else 1.0)
+    assert value == pytest.approx(recorded, rel=0, abs=max(allowed, 10 * noise(path, name))), f"{path}: {name}"
 
 
-def rounded(found: Tensor, expected: Tensor, what: str) -> None:
-    """Equal as float64 up to one rounding to float32, relative to the largest value."""
-    worst = float((found.detach().double() - expected).abs().max() / expected.abs().max())
+def rounded(value: Tensor, expected: Tensor, what: str) -> None:
+    """Assert equality as float64 up to one rounding to float32, relative to the largest value."""
+    worst = float((value.detach().double() - expected).abs().max() / expected.abs().max())
     assert worst <= LIMITS["rounded"].value, f"{what} differs by {worst:.2g} of the largest value"
 
 
 def gradients(module: torch.nn.Module, path: Path, ours: Callable[[str], str]) -> None:
-    """Every trainable parameter's gradient, and no other's, is the recorded one, relative to the largest entry.
+    """Assert that every trainable parameter has the recorded gradient, relative to the largest entry, and no other has.
 
     ours: recorded name -> our name.
     """
     recorded = {ours(name): value for name, value in arrays(path).items()}
-    found = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert found.keys() == recorded.keys()
+    grads = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert grads.keys() == recorded.keys()
     largest = max(float(gradient.abs().max()) for gradient in recorded.values())
     allowed = max(LIMITS["gradients"].value * largest, 10 * noise(path, "any"))
     for name, gradient in recorded.items():
-        worst = float((found[name] - gradient).abs().max())
+        worst = float((grads[name] - gradient).abs().max())
         assert worst <= allowed, f"{path}: gradient of {name} differs by {worst:.2g}, more than {allowed:.2g}"
 
 
 def gradient_norms(module: torch.nn.Module, recorded: Mapping[str, float]) -> None:
-    """The norm of each parameter's gradient, `recorded` by our names."""
-    ours = {name: float(p.grad.norm()) for name, p in module.named_parameters() if p.grad is not None}
-    assert ours.keys() == recorded.keys()
+    """Assert the norm of each parameter's gradient. recorded: by our names."""
+    norms = {name: float(p.grad.norm()) for name, p in module.named_parameters() if p.grad is not None}
+    assert norms.keys() == recorded.keys()
     limit = LIMITS["gradients"].value * max(recorded.values())
     for name, norm in recorded.items():
-        assert ours[name] == pytest.approx(norm, rel=0, abs=limit), name
+        assert norms[name] == pytest.approx(norm, rel=0, abs=limit), name
 
 
 def without_indices(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A recorded state without its index buffers, which are our own."""
+    """A recorded state without its index buffers, which our networks compute."""
     return {name: value for name, value in state.items() if not name.endswith("relative_position_index")}
 
 
 def model_of(options: Mapping[str, Any], *, trunk: str = "beit", **more: Any) -> Model:
-    """Our description of a recorded network, from the authors' constructor arguments."""
+    """The Model of a recorded network, from the authors' constructor arguments."""
     shared, own = options.get("use_shared_rel_pos_bias"), options.get("use_rel_pos_bias")
     return Model(
         trunk=trunk,
@@ -152,14 +152,14 @@ def model_of(options: Mapping[str, Any], *, trunk: str = "beit", **more: Any) ->
 
 
 def recipe_of(options: Mapping[str, Any], **more: Any) -> Recipe:
-    """Our recipe for recorded training steps."""
+    """The Recipe of recorded training steps."""
     names = ("lr", "min_lr", "weight_decay", "weight_decay_end", "warmup_epochs", "epochs", "betas", "eps")
-    given = {name: options[name] for name in names if name in options}
-    return Recipe(**given, clip_grad=options["clip_grad"] or 0.0, precision="fp32", **more)
+    values = {name: options[name] for name in names if name in options}
+    return Recipe(**values, clip_grad=options["clip_grad"] or 0.0, precision="fp32", **more)
 
 
 def training(objective: Objective, model: Model, recipe: Recipe, *, steps_per_epoch: int) -> Update:
-    """What takes the steps of our loop, on the CPU."""
+    """The Update that takes the steps of our loop, on the CPU."""
     stage = Stage(kind="pretrain", method="vit", task="recorded", model=model, recipe=recipe, protocol=Protocol())
     steps = round(recipe.epochs * steps_per_epoch)
     accelerator = connect(Settings(device="cpu", threads=1))
@@ -167,15 +167,15 @@ def training(objective: Objective, model: Model, recipe: Recipe, *, steps_per_ep
 
 
 def check_groups(update: Update, recorded: Mapping[str, Any], ours: Callable[[str], str]) -> None:
-    """The optimiser's groups are the recorded ones, with their decays and members. ours: recorded name -> our name."""
-    found = {group["name"]: group for group in update.optimizer.param_groups}
-    assert found.keys() == recorded.keys()
+    """Assert the optimiser's groups, their members and which are decayed. ours: recorded name -> our name."""
+    groups = {group["name"]: group for group in update.optimizer.param_groups}
+    assert groups.keys() == recorded.keys()
     for name, group in recorded.items():
-        assert set(found[name]["names"]) == {ours(member) for member in group["params"]}, name
-        assert (found[name]["weight_decay"] > 0) == (group["weight_decay"] > 0), name
+        assert set(groups[name]["names"]) == {ours(member) for member in group["params"]}, name
+        assert (groups[name]["weight_decay"] > 0) == (group["weight_decay"] > 0), name
 
 
-def check_rates(found: Any, recorded: Mapping[str, Tensor], step: int) -> None:
-    """Learning rate and weight decay of one step."""
-    assert found.lr == exactly("formulas", recorded["lr"][step].item())
-    assert found.weight_decay == exactly("formulas", recorded["wd"][step].item())
+def check_rates(rates: Any, recorded: Mapping[str, Tensor], step: int) -> None:
+    """Assert learning rate and weight decay of one step."""
+    assert rates.lr == exactly("formulas", recorded["lr"][step].item())
+    assert rates.weight_decay == exactly("formulas", recorded["wd"][step].item())
