@@ -66,7 +66,7 @@ def test_transformers_gives_our_logits(output, method, tmp_path):
     ours, images = build.trained(run).eval(), pixels(run.stage().model)
     with torch.no_grad():
         expected, logits = ours.predict({"image": images})["logits"], theirs(images).logits
-    assert wanted.std() > 1e-4
+    assert expected.std() > 1e-4
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
