@@ -50,15 +50,15 @@ def test_a_trunk_costs_what_the_formula_says(model: Model) -> None:
 
 
 def test_a_tokenizer_costs_what_the_formula_says() -> None:
-    network = dvae.DiscreteVAE(words=64, stride=4, width=48)
+    network = dvae.DiscreteVAE(vocab_size=64, stride=4, width=48)
     model = Model(trunk="beit", **SMALL)
     whole, encoder = costs._tokenizer(model, 64, 48, whole=True), costs._tokenizer(model, 64, 48, whole=False)
     assert sum(parameter.numel() for parameter in network.parameters()) == whole.parameters
     with FlopCounterMode(display=False) as counter:
-        words = network.encode(torch.zeros(1, 3, 24, 24))
+        tokens = network.encode(torch.zeros(1, 3, 24, 24))
     assert counter.get_total_flops() == encoder.flops
     with FlopCounterMode(display=False) as counter:
-        network.decode(words)
+        network.decode(tokens)
     assert encoder.flops + counter.get_total_flops() == whole.flops
 
 
