@@ -73,6 +73,7 @@ def locate(source: str, output: Path = Path("results")) -> LocatedWeights:
         return _locate_on_disk(source, path)
     if run := _run_folder(source, output):
         return _locate_on_disk(source, run)
+    # folder/model.pth would be a hub id by its form, but means a file, which is not there.
     if HUB_ID.fullmatch(source) and path.suffix.lower() not in SUFFIXES:
         return _locate_on_hub(source, source)
     names = [run.root.name for run in all_runs(output)]

@@ -33,7 +33,7 @@ class Loss:
         return F.one_hot(labels, classes) * (1 - self.smoothing) + self.smoothing / classes
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits = logits.float()
+        logits = logits.float()  # half precision under autocast
         if self.kind == "sigmoid":
             return F.binary_cross_entropy_with_logits(logits, target.float(), reduction="sum")
         return -(target * logits.log_softmax(dim=-1)).sum()

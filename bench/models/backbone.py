@@ -86,7 +86,8 @@ class Backbone(nn.Module):
         """
         patches = self.patch_embed(images)  # (B, N, D)
         if hidden is not None:
-            patches = torch.where(hidden.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+            mask_token = self.mask_token.to(patches.dtype)  # which is half precision under autocast
+            patches = torch.where(hidden.unsqueeze(-1), mask_token, patches)
         prefix = [self.cls_token, *([self.dist_token] if self.prefix_tokens == 2 else [])]
         tokens = torch.cat([*(token.expand(len(patches), -1, -1) for token in prefix), patches], dim=1)
         return self.pos_drop(tokens if self.pos_embed is None else tokens + self.pos_embed)
@@ -97,7 +98,7 @@ class Backbone(nn.Module):
         hidden: as in `embed`.
         """
         tokens, bias = self.embed(images, hidden), self._shared_bias()
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()  # an evaluation has no backward pass
         outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if recompute else block

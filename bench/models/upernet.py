@@ -114,6 +114,7 @@ class UperHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         side = levels[0].shape[-1]
+        # Not strict: the coarsest level has no lateral convolution, but pyramid pooling.
         laterals = [*(lateral(level) for lateral, level in zip(self.lateral_convs, levels, strict=False))]
         laterals.append(self._pyramid_pooling(levels[-1]))
         for finer in range(len(laterals) - 2, -1, -1):
