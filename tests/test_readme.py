@@ -13,6 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 BLOCKS = re.findall(r"^    (bench|make) (.+?)(?: +#.*)?$", TEXT, flags=re.MULTILINE)
 STAGES = {
     "vit": ["SUPERVISED"],
@@ -48,10 +49,13 @@ def few_steps(words: list[str]) -> dict[str, str]:
 
 
 def run(words: list[str], place: Path) -> str:
-    command = [sys.executable, "-m", "bench", *words]
-    environment = {**os.environ, **few_steps(words), "BENCH_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    return execute([sys.executable, "-m", "bench", *words], few_steps(words), place)
+
+
+def execute(command: list[str], variables: dict[str, str], place: Path) -> str:
+    environment = {**os.environ, **variables, "BENCH_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
@@ -70,6 +74,9 @@ def test_the_bench_commands_work_as_printed(place):
     report = (place / "results" / "reports" / "demo" / "report.md").read_text()
     for method in ("ViT", "DeiT", "BEiT", "data2vec"):
         assert method in report
+    (block,) = PYTHON
+    variables = few_steps(["run", "--method", "vit", "data2vec"])  # as the commands were run: its stages are done
+    assert "top1" in execute([sys.executable, "-c", f"{block}\nprint(scores)"], variables, place)
 
 
 def test_the_make_targets_exist():
