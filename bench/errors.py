@@ -1,4 +1,4 @@
-"""Mistakes of the user's, each said in one line: what was written, what is wrong with it, what would work."""
+"""User errors and exit codes. An error names the value, what is wrong with it, and what would work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 T = TypeVar("T", bound=BaseModel)
-MOST = 8  # mistakes that are named at once
+MOST = 8  # errors of one file that are named at once
 
 
 class ExitCode(IntEnum):
@@ -29,13 +29,13 @@ class ExitCode(IntEnum):
 
 
 class BenchError(Exception):
-    """A mistake of the user's, or of the world's: shown without a traceback, exit code 2."""
+    """An error of the user's, or of the machine's: shown without a traceback, exit code 2."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean x?' when something like `word` is known, else ''."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]}?" if found else ""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]}?" if matches else ""
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> BenchError:
@@ -61,16 +61,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """`values` as a `kind`; mistakes in them are named, each with its value and the nearest known key."""
+    """Validate `values` as a pydantic model; BenchError names every error with its value and the nearest known key."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        lines = [_mistake(kind, item) for item in error.errors()]
+        lines = [_describe(kind, item) for item in error.errors()]
         more = f"; and {len(lines) - MOST} more" if len(lines) > MOST else ""
         raise BenchError(f"{where}: {'; '.join(lines[:MOST])}{more}") from None
 
 
-def _mistake(kind: type[BaseModel], item: Any) -> str:
+def _describe(kind: type[BaseModel], item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _fields_at(kind, item["loc"][:-1])

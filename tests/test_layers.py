@@ -208,6 +208,15 @@ def test_no_public_class_name_is_used_twice() -> None:
     assert not {name: modules for name, modules in where.items() if len(modules) > 1}
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name], ids=str)
+def test_names_are_the_noun_of_the_thing(module: str) -> None:
+    """A name like `found` says that somebody looked; the noun says what is in it."""
+    tree = tree_of(MODULES[module])
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    assert not names & {"found", "told", "held", "kept", "one"}
+
+
 def test_tests_have_the_folders_of_the_package() -> None:
     folders = {path.name for path in TESTS.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders - TEST_FOLDERS <= set(PLACE)

@@ -59,8 +59,8 @@ def show(
     from bench.cli import render_run
     from bench.runs.store import find_run
 
-    found = find_run(output_dir, run)
-    emit(render_run.run_json(found) if as_json else render_run.run_text(found))
+    stored = find_run(output_dir, run)
+    emit(render_run.run_json(stored) if as_json else render_run.run_text(stored))
 
 
 def validate(
