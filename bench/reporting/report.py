@@ -17,7 +17,7 @@ from bench.reporting.analysis.findings import Findings, analyse
 from bench.reporting.figures.charts import all_charts
 from bench.reporting.figures.image_grids import all_pictures
 from bench.reporting.figures.matplotlib_charts import draw
-from bench.reporting.figures.style import Drawn, settings
+from bench.reporting.figures.style import DrawnFigure, settings
 from bench.reporting.formats import json_csv
 from bench.reporting.formats.html import webpage
 from bench.reporting.formats.latex import latex
@@ -90,7 +90,7 @@ def _texts(findings: Findings, page: Document) -> dict[str, bytes]:
     return {name: text.encode() for name, text in texts.items()}
 
 
-def _images(figures: Sequence[Drawn]) -> dict[str, bytes]:
+def _images(figures: Sequence[DrawnFigure]) -> dict[str, bytes]:
     """Every figure as SVG and as PNG, by file name."""
     svgs = {f"figures/{figure.name}.svg": figure.svg for figure in figures}
     return svgs | {f"figures/{figure.name}.png": figure.png for figure in figures}

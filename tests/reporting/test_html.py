@@ -13,7 +13,7 @@ import pytest
 from compare_tree import build
 
 from bench.reporting import Report, compare
-from bench.reporting.figures.style import Drawn
+from bench.reporting.figures.style import DrawnFigure
 from bench.reporting.formats.html import sort_value, webpage
 from bench.reporting.pages.document import Document, Figure, Paragraph, Section, Table, section, table
 
@@ -139,7 +139,7 @@ def test_only_the_script_of_the_page_may_run(report: Report) -> None:
 
 
 def test_pictures_that_do_not_fit_are_named_instead() -> None:
-    drawn = [Drawn(f"picture-{n}", "", b"", bytes(60_000), pictures=True) for n in range(3)]
+    drawn = [DrawnFigure(f"picture-{n}", "", b"", bytes(60_000), pictures=True) for n in range(3)]
     text = webpage(Document("Title", "", (Section("One", tuple(map(Figure, drawn))),)), most_bytes=190_000)
     assert len(text.encode()) < 190_000
     assert text.count("data:image/png;base64," + base64.b64encode(bytes(30)).decode()) == 2

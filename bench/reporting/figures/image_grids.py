@@ -16,7 +16,7 @@ from bench.reporting.analysis.comparisons import Comparison
 from bench.reporting.analysis.outcomes import Outcomes, StageRun, label_of
 from bench.reporting.figures import style
 from bench.reporting.figures.stored_arrays import Arrays, read_arrays
-from bench.reporting.figures.style import Drawn
+from bench.reporting.figures.style import DrawnFigure
 from bench.reporting.formatting import escaped, slug
 
 MOST = 6  # images side by side
@@ -46,7 +46,7 @@ class Row(NamedTuple):
     cells: list[GridCell]
 
 
-def all_pictures(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> list[Drawn]:
+def all_pictures(outcomes: Outcomes, comparisons: Sequence[Comparison]) -> list[DrawnFigure]:
     """Every grid of images of a report: pretraining stages in the order of the plan, then tasks."""
     stages = [run for run in outcomes.stages.values() if run.stage.kind in ("tokenizer", "pretrain")]
     stored = [(run, _stored(outcomes, run)) for run in _first_seeds(stages)]
@@ -79,7 +79,7 @@ def _first_seeds(stages: Sequence[StageRun]) -> list[StageRun]:
     return list(first.values())
 
 
-def _pretraining(run: StageRun, arrays: Arrays) -> Drawn:
+def _pretraining(run: StageRun, arrays: Arrays) -> DrawnFigure:
     """Images of a pretraining or tokenizer stage with the masked patches, the tokens, and their reconstruction."""
     images = _upright(arrays["images"])
     rows = [Row("image", _cells(images))]
@@ -138,7 +138,7 @@ def _class_tints(classes: np.ndarray) -> np.ndarray:
     return np.where(in_palette[..., None], palette[np.where(in_palette, classes - 1, 0)], _tints(classes))
 
 
-def _of_task(outcomes: Outcomes, comparison: Comparison) -> list[Drawn]:
+def _of_task(outcomes: Outcomes, comparison: Comparison) -> list[DrawnFigure]:
     """Predictions, attention and label maps of the first seed of every arm that stored some."""
     stored: list[tuple[str, Arrays]] = []
     task = comparison.task
@@ -168,7 +168,7 @@ def _with_arrays(arms: list[tuple[str, Arrays]], *names: str) -> list[tuple[str,
     return [(name, arrays) for name, arrays in arms if {"images", *names} <= set(arrays)]
 
 
-def _predictions(task: str, arms: list[tuple[str, Arrays]]) -> list[Drawn]:
+def _predictions(task: str, arms: list[tuple[str, Arrays]]) -> list[DrawnFigure]:
     rows = [Row(name, _predicted(arrays)) for name, arrays in _with_arrays(arms, "labels", "predictions")]
     caption = (
         f"{escaped(task)}: predictions of the first seed. Blue frame: right. Orange frame: wrong, with the label. "
@@ -177,7 +177,7 @@ def _predictions(task: str, arms: list[tuple[str, Arrays]]) -> list[Drawn]:
     return [_grid(rows, f"predictions-{slug(task)}", caption)] if rows else []
 
 
-def _flips(task: str, ranking: Sequence[str], arms: Mapping[str, Arrays]) -> list[Drawn]:
+def _flips(task: str, ranking: Sequence[str], arms: Mapping[str, Arrays]) -> list[DrawnFigure]:
     """Images that the best arm gets right and another one wrong, and vice versa. ranking: labels, best arm first."""
     stored = {name for name, arrays in arms.items() if {"images", "labels", "predictions"} <= set(arrays)}
     best, *others = dict.fromkeys(name for name in ranking if name in stored) or [""]
@@ -212,7 +212,7 @@ def _predicted(arrays: Arrays) -> list[GridCell]:
     ]
 
 
-def _attention(task: str, arms: list[tuple[str, Arrays]]) -> list[Drawn]:
+def _attention(task: str, arms: list[tuple[str, Arrays]]) -> list[DrawnFigure]:
     rows = [
         Row(name, _cells(map(_attended, _upright(arrays["images"]), arrays["attention"])))
         for name, arrays in _with_arrays(arms, "attention")
@@ -228,7 +228,7 @@ def _attended(pixels: np.ndarray, attention: np.ndarray) -> np.ndarray:
     return (pixels * (0.2 + 0.8 * _enlarged(share, pixels.shape[:2])[..., None])).astype(np.uint8)
 
 
-def _overlays(task: str, arms: list[tuple[str, Arrays]]) -> list[Drawn]:
+def _overlays(task: str, arms: list[tuple[str, Arrays]]) -> list[DrawnFigure]:
     segmented = _with_arrays(arms, "maps", "predicted_maps")
     if not segmented:
         return []
@@ -248,7 +248,7 @@ def _overlaid(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(plain, 0.45 * pixels, 0.25 * pixels + 0.75 * _class_tints(classes)).astype(np.uint8)
 
 
-def _grid(rows: Sequence[Row], name: str, caption: str) -> Drawn:
+def _grid(rows: Sequence[Row], name: str, caption: str) -> DrawnFigure:
     """The figure of a grid; all images take the size of the first one."""
     columns, size = max(len(row.cells) for row in rows), rows[0].cells[0].pixels.shape[:2]
     titled = any(cell.title for row in rows for cell in row.cells)

@@ -7,19 +7,19 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bench.reporting.figures import style
 from bench.reporting.figures.charts import Chart, Line, Panel
-from bench.reporting.figures.style import Drawn
+from bench.reporting.figures.style import DrawnFigure
 from bench.reporting.formatting import amount
 
 COLUMNS = 3  # panels side by side
 REFERENCE = "#888888"
 
 
-def draw(chart: Chart) -> Drawn:
+def draw(chart: Chart) -> DrawnFigure:
     """The chart as SVG and PNG."""
     return _bars(chart) if chart.bars else _panels(chart)
 
 
-def _bars(chart: Chart) -> Drawn:
+def _bars(chart: Chart) -> DrawnFigure:
     """A bar per row, from top to bottom."""
     figure = style.canvas(6.0, 0.8 + 0.42 * len(chart.bars))
     axes = figure.add_subplot()
@@ -35,7 +35,7 @@ def _bars(chart: Chart) -> Drawn:
     return style.finish(figure, chart.name, chart.caption, chart=chart)
 
 
-def _panels(chart: Chart) -> Drawn:
+def _panels(chart: Chart) -> DrawnFigure:
     """Panels side by side, in rows of at most COLUMNS; a legend where they share their curves."""
     columns = 2 if len(chart.panels) == 4 else min(COLUMNS, len(chart.panels))
     rows = -(-len(chart.panels) // columns)

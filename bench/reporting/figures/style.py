@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Drawn(NamedTuple):
+class DrawnFigure(NamedTuple):
     """A finished figure. `caption` is marked text; `pictures`: a grid of images rather than a chart."""
 
     name: str
@@ -67,7 +67,7 @@ def canvas(width: float, height: float, *, pictures: bool = False) -> Figure:
     return figure
 
 
-def finish(figure: Figure, name: str, caption: str, pictures: bool = False, chart: Chart | None = None) -> Drawn:
+def finish(figure: Figure, name: str, caption: str, pictures: bool = False, chart: Chart | None = None) -> DrawnFigure:
     """The figure as SVG and PNG, whose bytes depend on nothing but what is drawn."""
     svg, png = BytesIO(), BytesIO()
     if layout := figure.get_layout_engine():
@@ -75,7 +75,7 @@ def finish(figure: Figure, name: str, caption: str, pictures: bool = False, char
     figure.set_layout_engine("none")  # the layout was computed once, for both files; savefig would do it for each
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
-    return Drawn(name, caption, svg.getvalue(), png.getvalue(), pictures, chart)
+    return DrawnFigure(name, caption, svg.getvalue(), png.getvalue(), pictures, chart)
 
 
 def colour(index: int) -> str:

@@ -121,7 +121,7 @@ def _panel(panel: Panel, description: str) -> Element:
     lines = (*panel.lines, *panel.reference)
     x_low, x_high = _range([0.0, *(float(x) for line in lines for x in line.x)], pad=False)
     y_low, y_high = _range([float(y) for line in lines for part in (line.low, line.high) for y in part])
-    x_high += 0.03 * (x_high - x_low)
+    x_high += 0.03 * (x_high - x_low)  # room for the last mark
     across, up = Scale(x_low, x_high, LEFT, PANEL[0] - RIGHT), Scale(y_low, y_high, PANEL[1] - BOTTOM, TOP)
     _axes(root, panel, across, up)
     for line in lines[::-1]:  # references first, the first arm last: on top

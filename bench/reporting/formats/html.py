@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from bench.reporting.figures import svg
 from bench.reporting.figures.charts import Chart
-from bench.reporting.figures.style import Drawn
+from bench.reporting.figures.style import DrawnFigure
 from bench.reporting.formatting import ALIKE, MINUS, UNITS
 from bench.reporting.markup import plain, spans
 from bench.reporting.pages.document import Document, Figure
@@ -39,7 +39,7 @@ def webpage(document: Document, most_bytes: int = MOST_BYTES) -> str:
     return _page(document, embedded)
 
 
-def _embedded_bytes(drawn: Drawn) -> int:
+def _embedded_bytes(drawn: DrawnFigure) -> int:
     return len(drawn.png) * 4 // 3 - 200  # base64 takes 4 bytes for 3; without it, a line names the file
 
 

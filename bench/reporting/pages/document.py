@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.reporting.analysis.comparisons import Comparison
-from bench.reporting.figures.style import Drawn
+from bench.reporting.figures.style import DrawnFigure
 from bench.reporting.formatting import escaped, metric_name
 
-Figures = Mapping[str, Drawn]  # by name
+Figures = Mapping[str, DrawnFigure]  # by name
 
 
 class Paragraph(NamedTuple):
@@ -48,7 +48,7 @@ class Table(NamedTuple):
 class Figure(NamedTuple):
     """A figure with its files."""
 
-    drawn: Drawn
+    drawn: DrawnFigure
 
 
 Block = Paragraph | Bullets | Table | Figure

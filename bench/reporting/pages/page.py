@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.reporting.analysis.findings import Findings
-from bench.reporting.figures.style import Drawn
+from bench.reporting.figures.style import DrawnFigure
 from bench.reporting.formatting import escaped
 from bench.reporting.pages import answer, scores, sources, training
 from bench.reporting.pages.columns import LONGEST_TEXT
 from bench.reporting.pages.document import Document
 
 
-def document(findings: Findings, drawn: Sequence[Drawn]) -> Document:
+def document(findings: Findings, drawn: Sequence[DrawnFigure]) -> Document:
     """The whole report. Sections without content are left out."""
     figures = {figure.name: figure for figure in drawn}
     sections = (
