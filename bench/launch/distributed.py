@@ -1,4 +1,4 @@
-"""The processes and devices of a stage. accelerate places, wraps and connects; what it would decide itself is ours."""
+"""The processes and devices of a stage, through accelerate; precision, threads and attention kernels are our choice."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def connect(settings: Settings) -> Accelerator:
     """Join the other processes of this launch. To be called before a network is built.
 
-    BenchError when there are not as many processes as were asked for: a launcher that quietly starts one would
-    otherwise only be slow, or train with another batch.
+    BenchError when processes or device are not those of the settings.
     """
     torch.set_num_threads(settings.threads)
-    wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="no", kwargs_handlers=[wrapping])
-    found = accelerator.num_processes
-    if found != settings.num_processes:
-        raise BenchError(f"{settings.num_processes} processes were asked for, {found} started; see accelerate.yaml")
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients are not stored twice
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+    # A launcher that quietly starts one process instead of two would train slowly, or with another batch.
+    if accelerator.num_processes != settings.num_processes:
+        raise BenchError(
+            f"{settings.num_processes} processes were asked for, {accelerator.num_processes} started; "
+            "see accelerate.yaml"
+        )
     if accelerator.device.type != torch.device(settings.device).type:
         raise BenchError(f"device {settings.device!r} was asked for, torch offers {accelerator.device.type!r}")
     # On the CPU explicit attention is 1.5 times faster than the fused kernel in bf16, and its operations are counted.

@@ -1,4 +1,4 @@
-"""How a stage is run on this machine: launch.json of its folder. None of it changes the result."""
+"""How stages are run on this machine, and launch.json of a run folder. None of it changes a result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopping when asked: Ctrl-C, a scheduler's warning or its end of patience, always at a step boundary."""
+"""Stopping on a signal (Ctrl-C, a warning or the termination by a job scheduler), always at a step boundary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Whether somebody has asked this process to stop."""
+    """Whether this process was asked to stop."""
 
     def __init__(self) -> None:
         self.asked = False

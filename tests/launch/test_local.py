@@ -113,7 +113,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slot: Slot, proces
     runs = {key: Run.open(tmp_path / "runs", stage) for key, stage in plan.stages.items()}
     resources = Resources(devices="cpu", num_processes=processes)
     launch = local.start(tuple(plan.stages.values()), runs, slot, resources, "speak")
-    assert launch.process.wait(timeout=120) == 0, local.last_words(launch)
+    assert launch.process.wait(timeout=120) == 0, local.stderr_tail(launch)
     lines = launch.runs[0].path("stdout.log").read_text().splitlines()
     assert all(line.startswith(str(tmp_path)) for line in json.loads(lines[0])["folders"])
     return [json.loads(line) for line in lines]

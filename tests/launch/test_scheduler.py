@@ -16,7 +16,7 @@ from bench.config.registry import places
 from bench.config.schema import Arm, Study
 from bench.config.stage import Plan
 from bench.errors import BenchError
-from bench.launch.scheduler import PlanOutcome, run_plan, units, urgency, widest
+from bench.launch.scheduler import PlanOutcome, graph_width, run_plan, units, urgency
 from bench.launch.settings import Resources
 from bench.planning.planner import make_plan
 from bench.planning.request import Request
@@ -98,9 +98,9 @@ def test_the_longest_way_is_the_most_urgent() -> None:
 
 
 def test_width_counts_what_can_run_side_by_side() -> None:
-    assert widest(units(planned("vit"), lambda stage: False)) == 1
-    assert widest(units(planned("vit", "deit", seeds=(0, 1)), lambda stage: False)) == 3  # teacher, vit, vit
-    assert widest([]) == 1
+    assert graph_width(units(planned("vit"), lambda stage: False)) == 1
+    assert graph_width(units(planned("vit", "deit", seeds=(0, 1)), lambda stage: False)) == 3  # teacher, vit, vit
+    assert graph_width([]) == 1
 
 
 def test_a_finished_plan_is_not_run_again(tmp_path: Path) -> None:
