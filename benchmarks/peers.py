@@ -82,8 +82,8 @@ def words(stage: Stage, parts: Parts, batch: Batch) -> Step:
     hidden = batch["hidden"]
 
     def loss() -> Tensor:
-        found = tokenizer.encode(to_unit(batch["token_image"]))[hidden]
-        return model(pixel_values=batch["image"], bool_masked_pos=hidden, labels=found).loss
+        labels = tokenizer.encode(to_unit(batch["token_image"]))[hidden]
+        return model(pixel_values=batch["image"], bool_masked_pos=hidden, labels=labels).loss
 
     return plain(model, loss, stage, batch)
 
@@ -99,9 +99,9 @@ def teacher(stage: Stage, parts: Parts, batch: Batch) -> Step:
     @torch.no_grad()
     def targets() -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            found = slow(image, output_hidden_states=True).hidden_states
-        mean = torch.stack([normalised(found[layer + 1][:, 1:]) for layer in layers]).mean(dim=0)
-        return normalised(mean)[hidden]
+            states = slow(image, output_hidden_states=True).hidden_states
+        mean = torch.stack([normalise(states[layer + 1][:, 1:]) for layer in layers]).mean(dim=0)
+        return normalise(mean)[hidden]
 
     def loss() -> Tensor:
         tokens = model(image, bool_masked_pos=hidden).last_hidden_state[:, 1:]
@@ -175,6 +175,6 @@ def hiding(stage: Stage, **own: Any) -> BeitConfig:
     )
 
 
-def normalised(features: Tensor) -> Tensor:
+def normalise(features: Tensor) -> Tensor:
     """Mean 0 and deviation 1 along the width."""
     return F.layer_norm(features.float(), features.shape[-1:])

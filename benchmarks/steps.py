@@ -54,10 +54,10 @@ def main() -> None:
     """Measure every pair and print one table."""
     options = arguments()
     rows = [row(method, options) for method in options.methods]
-    found = environment()
-    threads = f"{torch.get_num_threads()} thread(s) of {found['cpu']}"
-    where = found["devices"][0] if options.device == "cuda" else threads
-    versions = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "transformers", "timm"))
+    facts = environment()
+    threads = f"{torch.get_num_threads()} thread(s) of {facts['cpu']}"
+    where = facts["devices"][0] if options.device == "cuda" else threads
+    versions = ", ".join(f"{name} {facts['packages'][name]}" for name in ("torch", "transformers", "timm"))
     print(f"{where}; {versions}. ViT-{options.size} at {options.image_size} pixels, batches of {options.batch_size},")
     print(f"{options.precision}; median of {options.rounds} rounds of {options.steps} steps each.\n")
     print("| method | bench, images/s | instead | images/s | ratio |\n|---|--:|---|--:|--:|", *rows, sep="\n")
@@ -99,10 +99,10 @@ def row(method: str, options: argparse.Namespace) -> str:
 
 def planned(method: str, options: argparse.Namespace, kind: str = "") -> Stage:
     """A stage as published, but for size, batch and precision: by default the one that is the method's own."""
-    found, scale = methods.read(method), SCALES[options.size]
-    kind = kind or ("supervised" if "supervised" in found.stages else "pretrain")
+    defaults, scale = methods.read(method), SCALES[options.size]
+    kind = kind or ("supervised" if "supervised" in defaults.stages else "pretrain")
     width, depth, heads = SIZES[options.size]
-    model = {key: value for key, value in found.model.items() if not isinstance(value, dict)}  # not other stages'
+    model = {key: value for key, value in defaults.model.items() if not isinstance(value, dict)}  # not other stages'
     model |= {"width": width, "depth": depth, "heads": heads, "classes": scale.classes}
     model |= {"image_size": options.image_size, "patch_size": scale.patch_size}
     return Stage(
@@ -110,8 +110,8 @@ def planned(method: str, options: argparse.Namespace, kind: str = "") -> Stage:
         method=method,
         task="steps",
         model=Model(**model),
-        recipe=Recipe(**found.recipe[kind] | {"batch_size": options.batch_size, "precision": options.precision}),
-        options=found.options.get(kind, {}),
+        recipe=Recipe(**defaults.recipe[kind] | {"batch_size": options.batch_size, "precision": options.precision}),
+        options=defaults.options.get(kind, {}),
         protocol=Protocol(resolution=options.image_size),
     )
 
@@ -144,8 +144,7 @@ def ours(stage: Stage, parts: Parts, batch: Batch, settings: Settings) -> Step:
     """The step that `bench run` takes."""
     accelerator = connect(settings)
     objective = methods.load(stage.method).objective(stage, parts).to(accelerator.device).train()
-    update = Update(stage, objective, accelerator=accelerator, **PLANNED)
-    update.wrap(settings)
+    update = Update(stage, objective, accelerator=accelerator, settings=settings, **PLANNED)
     steps = itertools.count()
     return lambda: update(next(steps), [batch])
 
@@ -154,10 +153,10 @@ def measure(pair: tuple[Step, Step], options: argparse.Namespace) -> tuple[list[
     """Images per second of both in each round, after one round that warms up."""
     rates: tuple[list[float], list[float]] = ([], [])
     for counted in (False, *[True] * options.rounds):
-        for step, found in zip(pair, rates, strict=True):
+        for step, speeds in zip(pair, rates, strict=True):
             seconds = timed(step, options.steps, options.device)
             if counted:
-                found.append(options.steps * options.batch_size / seconds)
+                speeds.append(options.steps * options.batch_size / seconds)
     return rates
 
 

@@ -1,12 +1,13 @@
-"""How well frozen features tell the classes without any training: weighted nearest neighbours.
+"""k-nearest-neighbour accuracy of frozen features, with weighted votes: how well they tell classes without training.
 
 Source: Wu et al., arXiv 1805.01978, section 3.4; k = 20 and temperature 0.07 as is usual for Vision Transformers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,15 +28,16 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 CHUNK = 256  # images compared with all others at once
 
 
-class Answers(NamedTuple):
-    """Classes that neighbours voted for, and the true ones, of every image in order: (N,) each."""
+@dataclass(frozen=True, slots=True)
+class NeighbourPredictions:
+    """The classes that neighbours voted for, and the true ones, of every image in order: (N,) each."""
 
     prediction: np.ndarray
     label: np.ndarray
 
     @property
     def top1(self) -> float:
-        """Share of right answers in percent."""
+        """Accuracy in percent."""
         return accuracy(self.prediction[:, None], self.label, 1)
 
     def write(self, path: Path, source: Source) -> None:
@@ -48,16 +50,18 @@ class Answers(NamedTuple):
         write_atomic(path, sink.getvalue().to_pybytes())
 
 
-def nearest_neighbours(objective: Any, known: EvalSplit, asked: EvalSplit, accelerator: Accelerator) -> Answers:
-    """What the 20 most similar images of `known` vote every image of `asked` to be.
+def nearest_neighbours(
+    objective: Any, train: EvalSplit, val: EvalSplit, accelerator: Accelerator
+) -> NeighbourPredictions:
+    """Predict the class of every image of `val` by the votes of the 20 most similar images of `train`.
 
     objective: has `features(batch)`, (B, D).
     """
-    features, labels = extract(objective, known, accelerator)
-    queries, truth = extract(objective, asked, accelerator)
+    features, labels = extract(objective, train, accelerator)
+    queries, truth = extract(objective, val, accelerator)
     classes = int(labels.max()) + 1
-    found = [vote(part, features, labels, classes).argmax(1) for part in queries.split(CHUNK)]
-    return Answers(torch.cat(found).cpu().numpy(), truth.cpu().numpy())
+    predictions = [vote(part, features, labels, classes).argmax(1) for part in queries.split(CHUNK)]
+    return NeighbourPredictions(torch.cat(predictions).cpu().numpy(), truth.cpu().numpy())
 
 
 def vote(
@@ -73,9 +77,9 @@ def vote(
 
     queries (Q, D) and features (n, D) have length 1; labels (n,).
     """
-    similar, places = (queries @ features.T).topk(min(neighbours, len(features)), dim=1)  # (Q, k)
+    cosines, nearest = (queries @ features.T).topk(min(neighbours, len(features)), dim=1)  # (Q, k)
     votes = queries.new_zeros(len(queries), classes)
-    return votes.scatter_add_(1, labels[places], (similar / temperature).exp())
+    return votes.scatter_add_(1, labels[nearest], (cosines / temperature).exp())
 
 
 @torch.inference_mode()
@@ -86,13 +90,10 @@ def extract(objective: Any, split: EvalSplit, accelerator: Accelerator) -> tuple
     tables = []
     for batch in batches(split, accelerator):
         with autocast(accelerator.device, split.precision):
-            found = objective.features(move_and_normalise(batch, accelerator.device, split.protocol))
-        tables.append({"index": batch["index"].numpy(), "label": batch["label"].numpy(), "feature": _unit(found)})
+            features = objective.features(move_and_normalise(batch, accelerator.device, split.protocol))
+        unit = F.normalize(features.float(), dim=1).cpu().numpy()  # fp32, whatever autocast made of them
+        tables.append({"index": batch["index"].numpy(), "label": batch["label"].numpy(), "feature": unit})
     objective.train(was_training)
     whole = gather(tables, len(split.source))
-    on_device = {name: torch.from_numpy(whole[name]).to(accelerator.device) for name in ("feature", "label")}
-    return on_device["feature"], on_device["label"]
-
-
-def _unit(features: Tensor) -> np.ndarray:
-    return F.normalize(features.float(), dim=1).cpu().numpy()
+    features, labels = (torch.from_numpy(whole[name]).to(accelerator.device) for name in ("feature", "label"))
+    return features, labels

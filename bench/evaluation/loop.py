@@ -1,9 +1,10 @@
-"""The one evaluation loop, during training and after it: every image once, whatever the number of processes."""
+"""The evaluation loop, during training and after it: every image once, whatever the number of processes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from bench.config.schema import Protocol
 from bench.data.source import Source
-from bench.evaluation.partial_results import Partial
-from bench.evaluation.scorers import Outputs, PipelineOfAnswers, Scorer, Segmentation, Table, check, joined
+from bench.evaluation.partial_results import PartialResults
+from bench.evaluation.scorers import Outputs, PipelineOfAnswers, Scorer, Segmentation, Table, join_tables, sanity_check
 from bench.evaluation.sliding_window import MAX_LOGITS, SlidingWindow, WindowLogits
 from bench.launch.distributed import autocast
 from bench.launch.signals import Interrupted, Stop
@@ -26,10 +27,11 @@ from bench.pipeline.sampler import Draw
 from bench.pipeline.segmentation_transforms import sizes
 from bench.pipeline.transforms import normalise
 
-TRIED = 4  # label maps on which the metric is tried
+SANITY_MAPS = 4  # label maps for the sanity check of the metric
 
 
-class EvalSplit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EvalSplit:
     """Images to be scored, and how: `window` is the side of the network's input."""
 
     source: Source
@@ -43,12 +45,12 @@ class EvalSplit(NamedTuple):
 
     @property
     def sliding_window(self) -> SlidingWindow:
-        """How pictures with label maps are looked at."""
+        """How images with label maps are given to the network."""
         return SlidingWindow(self.window, self.protocol.stride, self.protocol.flip)
 
 
 class Scores(NamedTuple):
-    """Scores of a split in percent, the first being the headline, and the rows they are made of."""
+    """Scores of a split in percent, the first being the headline, and the per-image rows they are computed from."""
 
     metrics: dict[str, float]
     table: Table
@@ -60,33 +62,34 @@ def evaluate(
     accelerator: Accelerator,
     *,
     logits: bool = False,
-    partial: Partial | None = None,
+    partial: PartialResults | None = None,
     stop: Stop | None = None,
 ) -> Scores:
     """Score an objective on every image of a split; the result is the same on all processes.
 
-    Before, the metric itself is tried on the first images, with answers known to be right and to be wrong.
-    logits: keep them in the table. partial: where rows are kept as they come; an image that has one is not scored
-    again. stop: asked after every batch; Interrupted when any process is to stop, with how many rows are kept.
+    Before, a sanity check of the metric on the first images, with answers that are all right and all wrong.
+    logits: keep them in the table. partial: partial results, for resuming: an image that has a row there is not scored
+    again. stop: read after every batch; Interrupted, with the number of stored rows, when any process is to stop.
     """
     was_training = objective.training
     objective.eval()
     done = partial.read() if partial else {}
-    left = np.setdiff1d(np.arange(len(split.source)), done.get("index", [])).tolist()
+    images = np.setdiff1d(np.arange(len(split.source)), done.get("index", [])).tolist()
     accelerator.wait_for_everyone()  # nobody writes before all have read
     tables = []
-    for number, batch in enumerate(_in_step(batches(split, accelerator, left), left, split, accelerator)):
+    for number, batch in enumerate(_pad_batches(batches(split, accelerator, images), images, split, accelerator)):
         if batch is not None:
             if number == 0:
-                check(split.scorer, *_sanity_batch(batch, split))
+                sanity_check(split.scorer, *_sanity_batch(batch, split))
             rows = split.scorer.rows(predict(objective, batch, split, accelerator.device), batch)
+            # Logits are most of a table: 1,000 numbers an image on ImageNet.
             tables.append(rows if logits else {name: rows[name] for name in rows if name != "logits"})
             if partial:
                 partial.write(tables[-1])
         if stop and any(gather_object([stop.asked])):
             raise Interrupted(len(partial.read().get("index", [])) if partial else 0)
     objective.train(was_training)
-    if done and accelerator.is_main_process:
+    if done and accelerator.is_main_process:  # all processes have read them; they count once
         tables.append(done)
     table = gather(tables, len(split.source))
     return Scores(split.scorer.summary(table), table)
@@ -102,26 +105,26 @@ def batches(split: EvalSplit, accelerator: Accelerator, images: Sequence[int] | 
     return load_batches(split.source, split.view, draws, seed=0, workers=split.workers, pin=pin)
 
 
-def _in_step(
-    own: Iterator[Batch], left: Sequence[int], split: EvalSplit, accelerator: Accelerator
+def _pad_batches(
+    own: Iterator[Batch], images: Sequence[int], split: EvalSplit, accelerator: Accelerator
 ) -> Iterator[Batch | None]:
-    """As many batches on every process, None where there is no more: they ask each other after each."""
-    for _ in range(math.ceil(len(left) / accelerator.num_processes / split.batch_size)):
+    """As many items on every process, None after its last batch: `evaluate` communicates after each."""
+    for _ in range(math.ceil(len(images) / accelerator.num_processes / split.batch_size)):
         yield next(own, None)
 
 
 def gather(tables: list[Table], images: int) -> Table:
     """The rows of all processes, by image. AssertionError unless every image is there exactly once."""
-    whole = joined(list(chain.from_iterable(gather_object([tables]))))
+    whole = join_tables(list(chain.from_iterable(gather_object([tables]))))
     assert np.array_equal(whole["index"], np.arange(images)), f"of {images} images not each was scored exactly once"
     return whole
 
 
 @torch.inference_mode()
 def predict(objective: Objective, batch: Batch, split: EvalSplit, device: torch.device) -> Outputs:
-    """Logits by head for a batch; for label maps the looks at each picture in turn."""
+    """Logits by head for a batch; for label maps the window logits of each image in turn."""
     if isinstance(split.scorer, Segmentation):
-        at_once = max(1, MAX_LOGITS // (split.window**2 * split.scorer.classes))  # pictures: their logits are large
+        at_once = max(1, MAX_LOGITS // (split.window**2 * split.scorer.classes))  # images: their logits are large
         return {"window_logits": _window_logits(objective, batch, split, device, at_once)}
     with autocast(device, split.precision):
         return objective.predict(move_and_normalise(batch, device, split.protocol))
@@ -131,50 +134,45 @@ def predict(objective: Objective, batch: Batch, split: EvalSplit, device: torch.
 def _window_logits(
     objective: Objective, batch: Batch, split: EvalSplit, device: torch.device, at_once: int
 ) -> Iterator[list[WindowLogits]]:
-    """The looks at each picture of a batch, taken at so many pictures at once."""
+    """The window logits of each image of a batch; `at_once` images go through the network together."""
     views = sizes(split.protocol).values()
     if any(not isinstance(batch[name], Tensor) for name, _ in views):
-        at_once = 1  # pictures of several sizes
+        at_once = 1  # images of several sizes, which cannot be stacked
 
     def network(images: Tensor) -> Tensor:
         with autocast(device, split.precision):
             return objective.predict({"image": images})["logits"]
 
     for first in range(0, len(batch["map"]), at_once):
-        seen = [(_standardised(batch[name][first : first + at_once], split, device), times) for name, times in views]
-        found = split.sliding_window(network, seen)
-        for number in range(len(found[0][0])):
-            yield [(logits[number], times) for logits, times in found]
+        scales = [(_standardise(batch[name][first : first + at_once], split, device), times) for name, times in views]
+        window_logits = split.sliding_window(network, scales)
+        for number in range(len(window_logits[0][0])):
+            yield [(logits[number], times) for logits, times in window_logits]
 
 
-def _standardised(pictures: Tensor | list[Tensor], split: EvalSplit, device: torch.device) -> Tensor:
-    """Pictures of one size as the network takes them: (B, 3, h, w)."""
-    images = pictures if isinstance(pictures, Tensor) else torch.stack(pictures)
-    return normalise(images.to(device), split.protocol.mean, split.protocol.std)
+def _standardise(images: Tensor | list[Tensor], split: EvalSplit, device: torch.device) -> Tensor:
+    """Images of one size as the network takes them: (B, 3, h, w)."""
+    stacked = images if isinstance(images, Tensor) else torch.stack(images)
+    return normalise(stacked.to(device), split.protocol.mean, split.protocol.std)
 
 
 def _sanity_batch(batch: Batch, split: EvalSplit) -> tuple[Batch, PipelineOfAnswers]:
-    """What the metric is tried on before it is believed, and what is done to answers on the way to it.
-
-    Of label maps a few are enough, and of these a part that is larger than one window.
-    """
-    side = split.window * 3 // 2
+    """The images for the sanity check of the metric, and what sends their answers through sliding-window inference."""
     if "map" in batch:
-        maps = [labels[:side, :side] for labels in batch["map"][:TRIED]]
-        batch = {"index": batch["index"][:TRIED], "map": maps}
+        side = split.window * 3 // 2  # more than one window, so that putting windows together is checked, too
+        maps = [labels[:side, :side] for labels in batch["map"][:SANITY_MAPS]]
+        batch = {"index": batch["index"][:SANITY_MAPS], "map": maps}
 
     def pipeline_of_answers(answers: Tensor) -> list[WindowLogits]:
-        sliding_window = (
-            split.sliding_window._replace(window=max(answers.shape)) if split.protocol.whole else split.sliding_window
-        )
-        window_logits = sliding_window(
-            lambda answer: answer, [(answers, times) for _, times in sizes(split.protocol).values()]
-        )
-        return [(found[0], times) for found, times in window_logits]
+        sliding_window = split.sliding_window
+        if split.protocol.whole:  # one window holds the whole image
+            sliding_window = replace(sliding_window, window=max(answers.shape))
+        scales = [(answers, times) for _, times in sizes(split.protocol).values()]
+        return [(logits[0], times) for logits, times in sliding_window(lambda answer: answer, scales)]
 
     return batch, pipeline_of_answers
 
 
-def scored(objective: Objective, split: EvalSplit, accelerator: Accelerator) -> Callable[[], dict[str, float]]:
+def score_function(objective: Objective, split: EvalSplit, accelerator: Accelerator) -> Callable[[], dict[str, float]]:
     """A function that scores the objective as it is at that moment, for the training loop."""
     return lambda: evaluate(objective, split, accelerator).metrics

@@ -12,23 +12,24 @@ import pyarrow.parquet as pq
 from bench.data.source import Source
 from bench.evaluation.loop import EvalSplit, Scores
 from bench.evaluation.metrics import hits, overlap
-from bench.evaluation.scorers import Segmentation, Table, right
+from bench.evaluation.scorers import Segmentation, Table, true_labels
 from bench.files import write_atomic
 
 
-def write_predictions(path: Path, scores: Scores, source: Source, averaged: Scores | None = None) -> None:
-    """One row per image as parquet: id, index, and what the scores are made of. AssertionError when two share an id.
+def write_predictions(path: Path, scores: Scores, source: Source, ema: Scores | None = None) -> None:
+    """Write one row per image as parquet: id, index, and what the scores are computed from.
 
     Classification: label, prediction, correct, top5, loss, logits, prediction_HEAD. Segmentation: intersect, union,
-    predicted and labelled pixels of each class. averaged: the scores of the averaged weights, as columns *_ema.
+    predicted and labelled pixels of each class. ema: the scores of the EMA weights, as columns *_ema.
+    AssertionError when two images have the same id.
     """
     table = scores.table
     columns: dict[str, Any] = {"id": [source.name(int(index)) for index in table["index"]]}
     assert len(set(columns["id"])) == len(columns["id"]), "two images have the same id"
     columns |= _columns(table)
-    if averaged:
-        kept = {name: value for name, value in _columns(averaged.table).items() if name not in ("index", "label")}
-        columns |= {f"{name}_ema": value for name, value in kept.items() if name != "logits"}
+    if ema:
+        shared = ("index", "label", "logits")  # the same for both, or too large to be stored twice
+        columns |= {f"{name}_ema": value for name, value in _columns(ema.table).items() if name not in shared}
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({name: _column(value) for name, value in columns.items()}), sink, compression="zstd")
     write_atomic(path, sink.getvalue().to_pybytes())
@@ -39,7 +40,7 @@ def _columns(table: Table) -> dict[str, np.ndarray]:
         union = table["predicted"] + table["labelled"] - table["intersect"]
         return {**table, "union": union}
     prediction = table["top5"][:, 0]
-    return {**table, "prediction": prediction, "correct": hits(table["top5"][:, :1], right(table))}
+    return {**table, "prediction": prediction, "correct": hits(table["top5"][:, :1], true_labels(table))}
 
 
 def _column(values: Any) -> pa.Array:

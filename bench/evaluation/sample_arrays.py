@@ -1,4 +1,4 @@
-"""Pictures a person wants to see of a stage, as arrays for the report: pictures.npz of its run folder."""
+"""Sample images of a stage with what its objective shows of them, as arrays for the report: pictures.npz."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from bench.methods.objective import Objective
 from bench.pipeline.dataloader import Images, View, load_batches, move_and_normalise
 from bench.pipeline.sampler import Draw
 
-SHOWN = 32  # images, from all over the split
+SAMPLES = 32  # images, evenly spaced over the split
 
 
 @torch.inference_mode()
 def write_pictures(path: Path, objective: Objective, stage: Stage, source: Images, view: View, precision: str) -> None:
     """Store what an objective shows of some images: arrays by name, the first axis being the images.
 
-    "index" tells which images they are. They are seen through `view`, then cut to the network's size.
+    "index" tells which images they are. They go through `view` and are then cropped to the network's size.
     """
-    indices = np.linspace(0, len(source) - 1, min(SHOWN, len(source))).astype(int).tolist()
+    indices = np.linspace(0, len(source) - 1, min(SAMPLES, len(source))).astype(int).tolist()
     draws = [Draw(index, 0, 0, position) for position, index in enumerate(indices)]
     device = next(objective.parameters()).device
     batch = next(
@@ -36,17 +36,17 @@ def write_pictures(path: Path, objective: Objective, stage: Stage, source: Image
     )
     objective.eval()
     with autocast(device, precision):
-        shown = objective.pictures(move_and_normalise(batch, device, stage.protocol))
+        arrays = objective.pictures(move_and_normalise(batch, device, stage.protocol))
     stream = io.BytesIO()
-    np.savez_compressed(stream, allow_pickle=False, index=np.array(indices), **shown)
+    np.savez_compressed(stream, allow_pickle=False, index=np.array(indices), **arrays)
     write_atomic(path, stream.getvalue())
 
 
-def _square(seen: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """A view whose image and label map are larger than the network's input, cut to the middle part of both."""
-    image, labels = seen["image"], seen.get("map")
+def _square(sample: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """A view with its image and label map, which may be larger than the network's input, center-cropped."""
+    image, labels = sample["image"], sample.get("map")
     if labels is None:
-        return dict(seen)
+        return dict(sample)
     fitted = F.interpolate(labels[None, None].float(), image.shape[-2:], mode="nearest-exact")[0, 0].to(labels.dtype)
     return {"image": _middle(image, side), "map": _middle(fitted, side)}
 

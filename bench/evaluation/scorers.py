@@ -1,4 +1,4 @@
-"""How predictions become rows, one per image, and rows become scores.
+"""Scorers: predictions become rows, one per image, and rows become scores.
 
 A table maps a column's name to an array whose first axis is the images; "index" is always among them.
 Letters: B images, K classes, H x W pixels of a label map.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,18 +19,17 @@ from torch import Tensor
 from bench.config import schema
 from bench.errors import BenchError
 from bench.evaluation.metrics import Areas, accuracy, areas, overlap, top_classes
-from bench.evaluation.sliding_window import WindowLogits, decided
+from bench.evaluation.sliding_window import WindowLogits, decide
 from bench.pipeline.dataloader import Batch
 
 Table = dict[str, np.ndarray]
-Outputs = Mapping[str, Any]  # logits by head, (B, K); or "window_logits", of every picture in turn
-PipelineOfAnswers = Callable[
-    [Tensor], list[WindowLogits]
-]  # how answers (1, K, H, W) given as pictures come out of an evaluation
+Outputs = Mapping[str, Any]  # logits by head, (B, K); or "window_logits", of each image in turn
+# What evaluation makes of answers (1, K, H, W) that are put in as if they were images.
+PipelineOfAnswers = Callable[[Tensor], list[WindowLogits]]
 
 
 class Scorer(Protocol):
-    """What scores one kind of task."""
+    """Computes the scores of one kind of task."""
 
     def rows(self, outputs: Outputs, batch: Batch) -> Table:
         """One row per image of the batch."""
@@ -40,14 +40,14 @@ class Scorer(Protocol):
         ...
 
     def oracle(self, batch: Batch, shift: int, pipeline_of_answers: PipelineOfAnswers) -> Outputs:
-        """Outputs that answer with the label plus `shift` everywhere."""
+        """Outputs that predict the label plus `shift` everywhere, for the sanity check."""
         ...
 
 
 class Classification:
     """top-1 and top-5 accuracy and cross entropy; the accuracy of every head besides. In percent.
 
-    among: the classes that may be answered, where that is not all of them; logits of the others do not count.
+    among: the classes that may be predicted, where these are not all; logits of the others do not count.
     """
 
     def __init__(self, classes: int, among: Sequence[int] | None = None) -> None:
@@ -60,9 +60,9 @@ class Classification:
         confidence: the highest probability.
         """
         labels = batch["label"].to(outputs["logits"].device)
-        self._refuse(batch["index"], labels)
-        logits = self._counting(outputs["logits"].float())
-        others = {name: self._counting(value) for name, value in outputs.items() if name != "logits"}
+        self._check_labels(batch["index"], labels)
+        logits = self._mask(outputs["logits"].float())  # bf16 has only two to three digits
+        others = {name: self._mask(value) for name, value in outputs.items() if name != "logits"}
         heads = {f"prediction_{name}": value.argmax(1) for name, value in others.items()}
         columns = {
             "index": batch["index"],
@@ -70,29 +70,30 @@ class Classification:
             "top5": top_classes(logits, 5),
             "loss": F.cross_entropy(logits, labels, reduction="none"),
             "confidence": logits.softmax(1).amax(1),
-            "logits": outputs["logits"].half(),
+            "logits": outputs["logits"].half(),  # float16: they are most of predictions.parquet
             **heads,
         }
         return {name: value.cpu().numpy() for name, value in columns.items()}
 
-    def _counting(self, logits: Tensor) -> Tensor:
-        """Logits in which only the classes that may be answered can win."""
+    def _mask(self, logits: Tensor) -> Tensor:
+        """Logits that are -inf for the classes that may not be predicted."""
         if len(self.among) == self.classes:
             return logits
         among = self.among.to(logits.device)
         return torch.full_like(logits, -math.inf).index_copy(1, among, logits[:, among])
 
-    def _refuse(self, indices: Tensor, labels: Tensor) -> None:
+    def _check_labels(self, indices: Tensor, labels: Tensor) -> None:
+        """BenchError for the first label that cannot be predicted."""
         wrong = (~torch.isin(labels.cpu(), self.among)).nonzero().flatten().tolist()
         if wrong:
             label, index = int(labels[wrong[0]]), int(indices[wrong[0]])
-            known = f"{len(self.among)} classes may be answered, and it is none of them"
+            allowed = f"{len(self.among)} classes may be predicted, and it is none of them"
             if len(self.among) == self.classes:
-                known = f"the model knows 0 to {self.classes - 1}"
-            raise BenchError(f"image {index} has the label {label}, {known}")
+                allowed = f"the model knows 0 to {self.classes - 1}"
+            raise BenchError(f"image {index} has the label {label}, {allowed}")
 
     def summary(self, table: Table) -> dict[str, float]:
-        labels = right(table)
+        labels = true_labels(table)
         scores = {"top1": accuracy(table["top5"], labels, 1), "top5": accuracy(table["top5"], labels, 5)}
         scores["loss"] = float(table["loss"].astype(np.float64).mean())
         for name in sorted(name for name in table if name.startswith("prediction_")):
@@ -100,8 +101,8 @@ class Classification:
         return scores
 
     def oracle(self, batch: Batch, shift: int, pipeline_of_answers: PipelineOfAnswers) -> Outputs:
-        place = torch.searchsorted(self.among, batch["label"].clamp(min=0))
-        answers = self.among[(place + shift) % len(self.among)]
+        rank = torch.searchsorted(self.among, batch["label"].clamp(min=0))  # among the classes that may be predicted
+        answers = self.among[(rank + shift) % len(self.among)]
         return {"logits": F.one_hot(answers, self.classes).float()}
 
 
@@ -127,19 +128,19 @@ class LabelSets(Classification):
     def _inside(self, batch: Batch) -> Tensor:
         """Which classes are right for each image: (B, K) bool."""
         sets = self.sets[batch["index"]]
-        known = torch.zeros(len(sets), self.classes + 1, dtype=torch.bool)
-        return known.scatter_(1, sets % (self.classes + 1), True)[:, : self.classes]  # -1 falls into the last column
+        inside = torch.zeros(len(sets), self.classes + 1, dtype=torch.bool)
+        return inside.scatter_(1, sets % (self.classes + 1), True)[:, : self.classes]  # -1 falls into the last column
 
     def oracle(self, batch: Batch, shift: int, pipeline_of_answers: PipelineOfAnswers) -> Outputs:
         """The label; with a shift the next class after it that is not in the set."""
         order = (batch["label"][:, None] + shift + torch.arange(self.classes)) % self.classes  # (B, K)
-        wanted = self._inside(batch).gather(1, order) == (shift == 0)
-        answers = order.gather(1, wanted.int().argmax(1, keepdim=True))[:, 0]
+        suitable = self._inside(batch).gather(1, order) == (shift == 0)
+        answers = order.gather(1, suitable.int().argmax(1, keepdim=True))[:, 0]  # argmax: the first that is
         return {"logits": F.one_hot(answers, self.classes).float()}
 
 
-def right(table: Table) -> np.ndarray:
-    """What is right for each image of a table: its label (n,), or any of its set (n, L)."""
+def true_labels(table: Table) -> np.ndarray:
+    """The true label of each image of a table (n,), or its set of them (n, L)."""
     return table["label_set"] if "label_set" in table else table["label"]
 
 
@@ -157,16 +158,15 @@ class Segmentation:
         self.classes, self.ignore_label = classes, ignore_label
 
     def rows(self, outputs: Outputs, batch: Batch) -> Table:
-        """intersect, predicted, labelled: pixels of each class, (B, K) int64. Only one picture's looks are held."""
-        found = [
-            self._areas(window_logits, labels)
-            for window_logits, labels in zip(outputs["window_logits"], batch["map"], strict=True)
-        ]
-        columns = {name: np.stack([getattr(one, name) for one in found]) for name in Areas._fields}
+        """intersect, predicted, labelled: pixels of each class, (B, K) int64."""
+        # window_logits is a generator: only those of one image are in memory.
+        pairs = zip(outputs["window_logits"], batch["map"], strict=True)
+        rows = [self._areas(window_logits, labels) for window_logits, labels in pairs]
+        columns = {field.name: np.stack([getattr(row, field.name) for row in rows]) for field in fields(Areas)}
         return {"index": batch["index"].numpy(), **columns}
 
     def _areas(self, window_logits: list[WindowLogits], labels: Tensor) -> Areas:
-        prediction = decided(window_logits, (labels.shape[0], labels.shape[1]))
+        prediction = decide(window_logits, (labels.shape[0], labels.shape[1]))
         return areas(prediction, labels.to(prediction.device), self.classes, self.ignore_label)
 
     def summary(self, table: Table) -> dict[str, float]:
@@ -175,33 +175,34 @@ class Segmentation:
 
     def total(self, table: Table) -> Areas:
         """Areas summed over all images."""
-        return Areas(*(table[name].sum(axis=0) for name in Areas._fields))
+        return Areas(*(table[field.name].sum(axis=0) for field in fields(Areas)))
 
     def oracle(self, batch: Batch, shift: int, pipeline_of_answers: PipelineOfAnswers) -> Outputs:
         return {"window_logits": (pipeline_of_answers(self._answer(labels, shift)) for labels in batch["map"])}
 
     def _answer(self, labels: Tensor, shift: int) -> Tensor:
-        shown = ((labels.long() % self.classes) + shift) % self.classes
-        return (shown == torch.arange(self.classes)[:, None, None])[None].float()
+        answers = ((labels.long() % self.classes) + shift) % self.classes  # ignored pixels get any class
+        return (answers == torch.arange(self.classes)[:, None, None])[None].float()
 
 
-def check(
+def sanity_check(
     scorer: Scorer, batch: Batch, pipeline_of_answers: PipelineOfAnswers = lambda answers: [(answers[0], 1)]
 ) -> None:
     """AssertionError unless a perfect predictor scores 100 on these images, and one that is off by one scores 0.
 
-    through: takes label maps that are answers, as if they were pictures, through all that is done to pictures.
+    pipeline_of_answers: puts the answers for a label map, as if they were an image, through all that an image goes
+    through in an evaluation.
     """
     for shift, expected in ((0, 100.0), (1, 0.0)):
         outputs = scorer.oracle(batch, shift, pipeline_of_answers)
-        name, found = next(iter(scorer.summary(scorer.rows(outputs, batch)).items()))
-        unlabelled = math.isnan(found)  # nothing in these images counts, so nothing can be checked on them
-        assert unlabelled or math.isclose(found, expected, abs_tol=1e-9), (
-            f"{name} of a predictor that answers label + {shift} is {found}, not {expected}: scores cannot be trusted"
+        name, score = next(iter(scorer.summary(scorer.rows(outputs, batch)).items()))
+        unlabelled = math.isnan(score)  # nothing in these images counts, so nothing can be checked on them
+        assert unlabelled or math.isclose(score, expected, abs_tol=1e-9), (
+            f"{name} of a predictor that answers label + {shift} is {score}, not {expected}: scores cannot be trusted"
         )
 
 
-def joined(tables: list[Table]) -> Table:
+def join_tables(tables: list[Table]) -> Table:
     """Rows of many tables in one, by image."""
     parts = [table for table in tables if table]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

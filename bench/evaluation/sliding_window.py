@@ -7,41 +7,42 @@ Source: mmsegmentation 0.11, EncoderDecoder.slide_inference and aug_test (golden
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Network = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w)
-WindowLogits = tuple[Tensor, int]  # logits (..., K, h, w) of pictures as they were seen once, and how often that counts
+WindowLogits = tuple[Tensor, int]  # logits (..., K, h, w) of pictures at one scale, and their weight
 AT_ONCE = 4  # windows of a large picture that go through the network together
-MAX_LOGITS = 2**24  # numbers held at once when logits are brought to the size of a label map: 64 MiB
+MAX_LOGITS = 2**24  # numbers in memory at once when logits are brought to the size of a label map: 64 MiB
 
 
-class SlidingWindow(NamedTuple):
-    """How pictures are looked at. window: the side of the network's input; stride 0: two thirds of it."""
+@dataclass(frozen=True, slots=True)
+class SlidingWindow:
+    """Sliding-window inference. window: the side of the network's input; stride 0: two thirds of it."""
 
     window: int
     stride: int = 0
     flip: bool = False
 
-    def __call__(self, network: Network, seen: Iterable[tuple[Tensor, int]]) -> list[WindowLogits]:
-        """The looks at pictures (B, C, h, w) of one or more sizes, each with its weight."""
-        found = []
-        for pictures, weight in seen:
-            found.append((self._logits(network, pictures), weight))
+    def __call__(self, network: Network, scales: Iterable[tuple[Tensor, int]]) -> list[WindowLogits]:
+        """The logits of pictures (B, C, h, w) at one or more scales, mirrored as well if so set, with their weights."""
+        window_logits = []
+        for pictures, weight in scales:
+            window_logits.append((self._logits(network, pictures), weight))
             if self.flip:
-                found.append((self._logits(network, pictures.flip(-1)).flip(-1), weight))
-        return found
+                window_logits.append((self._logits(network, pictures.flip(-1)).flip(-1), weight))
+        return window_logits
 
     def _logits(self, network: Network, pictures: Tensor) -> Tensor:
         """What does not fill the window is padded with zeros, the mean colour, on the right and below."""
-        stride = self.stride or self.window * 2 // 3
-        return slide(lambda part: _padded(network, part, self.window), pictures, window=self.window, stride=stride)
+        window, stride = self.window, self.stride or self.window * 2 // 3
+        return slide(lambda part: _predict_padded(network, part, window), pictures, window=window, stride=stride)
 
 
-def _padded(network: Network, pictures: Tensor, side: int) -> Tensor:
+def _predict_padded(network: Network, pictures: Tensor, side: int) -> Tensor:
     height, width = pictures.shape[-2:]
     if (height, width) == (side, side):
         return network(pictures)
@@ -62,9 +63,10 @@ def slide(predict: Network, images: Tensor, *, window: int, stride: int) -> Tens
     logits = images.new_zeros(0)
     at_once = max(1, AT_ONCE // len(images))
     for first in range(0, len(places), at_once):
-        some = places[first : first + at_once]
-        parts = predict(torch.cat([images[place] for place in some])).float().split(len(images))
-        for place, part in zip(some, parts, strict=True):
+        group = places[first : first + at_once]
+        # Summed in fp32, whatever autocast made of the logits.
+        parts = predict(torch.cat([images[place] for place in group])).float().split(len(images))
+        for place, part in zip(group, parts, strict=True):
             if not logits.numel():
                 logits = part.new_zeros(len(images), part.shape[1], height, width)
             logits[place] += part
@@ -78,13 +80,14 @@ def starts(side: int, window: int, stride: int) -> list[int]:
     return [max(min(number * stride + window, side) - window, 0) for number in range(count)]
 
 
-def decided(window_logits: Sequence[WindowLogits], size: tuple[int, int]) -> Tensor:
-    """The classes (H, W) that looks (K, h, w) at one picture speak for, at the size of its label map.
+def decide(window_logits: Sequence[WindowLogits], size: tuple[int, int]) -> Tensor:
+    """The predicted classes (H, W) of one picture, at the size of its label map, from its logits (K, h, w).
 
-    Logits are brought to that size bilinearly before anything is decided; of several looks the probabilities are
-    averaged there. A strip of rows at a time: a picture of any size takes 64 MiB.
+    Logits are first interpolated bilinearly to that size; those of several scales and mirror images become
+    probabilities there, which are averaged.
     """
     height, width = size
+    # A strip of rows at a time, so that a picture of any size takes 64 MiB.
     rows = max(1, MAX_LOGITS // (window_logits[0][0].shape[-3] * width))
     strips = [range(top, min(top + rows, height)) for top in range(0, height, rows)]
     return torch.cat([_score(window_logits, size, strip).argmax(0) for strip in strips])
@@ -93,14 +96,14 @@ def decided(window_logits: Sequence[WindowLogits], size: tuple[int, int]) -> Ten
 def _score(window_logits: Sequence[WindowLogits], size: tuple[int, int], strip: range) -> Tensor:
     """(K, rows, W), the highest of which wins."""
     if len(window_logits) == 1:
-        return enlarged(window_logits[0][0], size, strip)
-    total = enlarged(window_logits[0][0], size, strip).softmax(0) * window_logits[0][1]
+        return interpolate_rows(window_logits[0][0], size, strip)
+    total = interpolate_rows(window_logits[0][0], size, strip).softmax(0) * window_logits[0][1]
     for logits, weight in window_logits[1:]:
-        total += weight * enlarged(logits, size, strip).softmax(0)
+        total += weight * interpolate_rows(logits, size, strip).softmax(0)
     return total
 
 
-def enlarged(logits: Tensor, size: tuple[int, int], strip: range) -> Tensor:
+def interpolate_rows(logits: Tensor, size: tuple[int, int], strip: range) -> Tensor:
     """Some rows (K, rows, W) of what F.interpolate makes of logits (K, h, w), bilinear without aligned corners."""
     (height, width), (before, across) = size, logits.shape[-2:]
     if before == height:

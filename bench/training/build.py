@@ -1,4 +1,4 @@
-"""From a stage to what it trains: the view, the objective from its starting weights, the parts from earlier stages."""
+"""From a stage to what it trains: its view, and its objective with starting weights and parts of earlier stages."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from bench.seeding import derive, seed_all
 
 log = logging.getLogger(__name__)
 
-ADOPTED = "start.json"  # in a run that starts from weights from outside: what became of every tensor
+START_REPORT = "start.json"  # of a run that starts from pretrained weights: what became of every tensor
 OWN = ("pretrain", "supervised")  # stages whose view and objective are the method's own
 
 
 def view(stage: Stage) -> View:
-    """What a stage learns from."""
+    """The training view of a stage."""
     assert stage.recipe is not None
     if stage.kind in OWN:
         return methods.load(stage.method).view(stage)
@@ -44,65 +44,69 @@ def view(stage: Stage) -> View:
 
 
 def scoring_view(stage: Stage) -> View:
-    """What a stage is scored on."""
+    """The evaluation view of a stage."""
     return map_eval_view(stage.protocol) if stage.model.decoder else eval_view(stage.protocol)
 
 
 def objective(stage: Stage, run: Run) -> Objective:
-    """What a stage trains, at its starting weights: the seed's, and those of the stages it goes on from."""
+    """What a stage trains, at its starting weights: those of its seed, of an earlier stage, or pretrained ones."""
     parents = _parents(stage, run)
     start = parents.pop("start", None)
-    built = _built(stage, {role: trained(parent) for role, parent in parents.items()})
+    network = _initialise(stage, {role: load_trained(parent) for role, parent in parents.items()})
     if start is not None:
-        hand_over(start, built)
+        hand_over(start, network)
     if stage.start is not None:
         from bench.checkpoints.warm_start import warm_start
 
-        started = warm_start(stage, built, output=run.output)
+        report = warm_start(stage, network, output=run.output)
         if os.environ.get("RANK", "0") == "0":  # the others did the same
-            write_json(run.path(ADOPTED), started.as_dict())
-    return built
+            write_json(run.path(START_REPORT), report.as_dict())
+    return network
 
 
-def trained(run: Run) -> Objective:
-    """The objective of a finished stage, with what it learned."""
+def load_trained(run: Run) -> Objective:
+    """The objective of a finished stage, with its final weights."""
     stage = run.stage()
-    parts = {role: trained(parent) for role, parent in _parents(stage, run).items() if role != "start"}
-    built = _built(stage, parts)
-    built.load_trainable_state(load_weights(run.path("final", "model.safetensors")))
-    return built
+    # "start" only gave starting weights, which the final ones replace.
+    parts = {role: load_trained(parent) for role, parent in _parents(stage, run).items() if role != "start"}
+    network = _initialise(stage, parts)
+    network.load_trainable_state(load_weights(run.path("final", "model.safetensors")))
+    return network
 
 
-def scored(stage: Stage, run: Run) -> Objective:
-    """What an evaluation scores: the stage before it, or weights from outside, which must be those of the plan."""
+def load_for_scoring(stage: Stage, run: Run) -> Objective:
+    """What an evaluation scores: the stage before it, or pretrained weights.
+
+    BenchError when these are not the weights that the evaluation was planned with.
+    """
     if stage.start is None:
-        return trained(_parents(stage, run)["model"])
+        return load_trained(_parents(stage, run)["model"])
     from bench.checkpoints import conversion
     from bench.checkpoints.locate import locate
 
     root = stage.start.root
-    found = locate(root if root and Path(root).exists() else stage.start.id, run.output)
-    if found.digest != stage.start.digest:
+    located = locate(root if root and Path(root).exists() else stage.start.id, run.output)
+    if located.digest != stage.start.digest:
         raise BenchError(
-            f"{found.path} holds other weights (sha256 {found.digest[:12]}) than when the evaluation was planned "
+            f"{located.path} holds other weights (sha256 {located.digest[:12]}) than when the evaluation was planned "
             f"({stage.start.digest[:12]}); run the command again"
         )
-    return conversion.build_objective(conversion.read(found.path, partial=bool(stage.options.get("partial", False))))
+    return conversion.build_objective(conversion.read(located.path, partial=bool(stage.options.get("partial", False))))
 
 
 def hand_over(start: Run, into: Objective) -> Transfer:
-    """Start the backbone of an objective from what an earlier stage learned."""
+    """Load an earlier stage's backbone into the backbone of an objective. Returns what became of every tensor."""
     backbone: Any = getattr(into, "backbone", None)
     if not isinstance(backbone, Backbone):
         raise BenchError(f"{start.root.name} trained a transformer, which this stage's network is not")
     report = transfer(submodule_state(load_weights(start.path("final", "model.safetensors")), "backbone"), backbone)
-    counts = {name: len(keys) for name, keys in report._asdict().items()}
+    counts = {name: len(keys) for name, keys in report.as_dict().items()}
     log.info("weights from %s: %s", start.root.name, ", ".join(f"{n} {name}" for name, n in counts.items()))
     return report
 
 
-def _built(stage: Stage, parts: Parts) -> Objective:
-    """An objective from the weights that the stage's seed gives."""
+def _initialise(stage: Stage, parts: Parts) -> Objective:
+    """The objective of a stage, at the starting weights that its seed gives. parts: what earlier stages trained."""
     assert stage.recipe is not None
     seed_all(derive(stage.seed, "init", stage.kind))
     model, recipe = stage.model, stage.recipe
@@ -118,7 +122,7 @@ def _built(stage: Stage, parts: Parts) -> Objective:
 
 
 def _parents(stage: Stage, run: Run) -> dict[str, Run]:
-    """The runs a stage starts from, by role, at the folders its launcher noted."""
+    """The runs of a stage's parents, by role, in the folders that launch.json names."""
     if not stage.parents:
         return {}
     folders = read_settings(run).parents

@@ -1,14 +1,14 @@
-"""Checkpoints: all that a stage needs to go on as if it had never stopped, whole or not there at all.
+"""Checkpoints: all that a stage needs to resume as if it had never stopped, written completely or not at all.
 
     checkpoints/step-00000500/
         model.safetensors      trained weights, and what else an objective keeps (an EMA teacher), not its frozen parts
-        ema.safetensors        averaged weights, where the recipe asks for them
-        best.safetensors       weights with the best score so far, where the recipe selects by it
+        ema.safetensors        EMA of the weights, where the recipe asks for one
+        best.safetensors       weights with the best score so far, where the recipe selects by score
         optimizer.pt           state of the optimiser, loadable with weights_only
         facts.json             step, clock, gradient scaler, best score so far
         manifest.json          size and hash of each of these files
 
-The state of random generators is not among them: every draw is seeded by the step it belongs to (seeds.py).
+The state of random generators is not among them: every draw is seeded by the step it belongs to (bench.seeding).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.files import fingerprint, read_json, sync_folder, write_json
 
 log = logging.getLogger(__name__)
 
-KEPT = 2  # a damaged newest checkpoint leaves one to go back to
+NUMBER_KEPT = 2  # one to go back to if the newest is damaged
 
 
 class Checkpoint(NamedTuple):
@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(root: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint below `root`, then remove all but the last two. BenchError when there is no room.
+    """Write a checkpoint below `root`, then remove all but the last two. BenchError when it cannot be written.
 
     Files are synced under a temporary name that is renamed last: after a crash it is there in full or not at all.
     """
@@ -58,15 +58,15 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise unwritable_weights(folder, error) from None
-    for old in _folders(root)[KEPT:]:
+    for old in _folders(root)[NUMBER_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def newest(root: Path) -> Checkpoint | None:
-    """The last whole checkpoint below `root`; None when none was ever written.
+    """The last complete checkpoint below `root`; None when none was ever written.
 
-    A damaged one is reported in the log and passed over. BenchError when all there are damaged.
+    A damaged one is logged and skipped. BenchError when all are damaged.
     """
     folders = _folders(root)
     for folder in folders:
@@ -101,8 +101,8 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     sync_file(folder / "optimizer.pt")
     write_json(folder / "facts.json", {"step": checkpoint.step, **checkpoint.facts})
     files = sorted(path for path in folder.iterdir())
-    held = {path.name: {"size": path.stat().st_size, "blake2b": fingerprint(path)} for path in files}
-    write_json(folder / "manifest.json", held)
+    manifest = {path.name: {"size": path.stat().st_size, "blake2b": fingerprint(path)} for path in files}
+    write_json(folder / "manifest.json", manifest)
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""What a step costs in floating-point operations, and what the device could do at best."""
+"""FLOPs of a training step, and the peak FLOP/s of the device."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ PEAKS = (
 
 
 def flops_per_image(objective: Objective, batch: Batch, *, precision: str, batch_size: int) -> float:
-    """Operations of one training step per image: forward and backward, with teacher and tokenizer; 2 per product.
+    """FLOPs of one training step per image: forward and backward, with teacher and tokenizer; a multiply-add is 2.
 
     Counted on the few images of `batch`, standardised and on the objective's device; running statistics, gradients
-    and weights are left as they were. Operations that are no matrix product or convolution are not counted.
+    and weights are left as they were. Only matrix products and convolutions are counted.
     """
-    kept = [buffer.clone() for buffer in objective.buffers()]
+    before = [buffer.clone() for buffer in objective.buffers()]
     device = batch["image"].device
     prepared = objective.prepare(batch, seed=0, step=0, batch_size=batch_size)
     counter = FlopCounterMode(display=False)
@@ -48,18 +48,18 @@ def flops_per_image(objective: Objective, batch: Batch, *, precision: str, batch
         with counter:
             objective(prepared)["loss"].backward()
     objective.zero_grad(set_to_none=True)
-    for buffer, value in zip(objective.buffers(), kept, strict=True):
+    for buffer, value in zip(objective.buffers(), before, strict=True):
         buffer.copy_(value)
     return counter.get_total_flops() / len(batch["image"])
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """The most operations per second of one device, or None when it is not known.
+    """The peak FLOP/s of one device, or None when it is not known.
 
-    GPUs by their makers' figures; a CPU by a matrix product, with the threads torch has now.
+    Of GPUs as their makers state it; of a CPU as measured by a matrix product, with the threads torch has now.
     """
     if device.type == "cpu":
-        return _measured(precision)
+        return _measure(precision)
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -69,8 +69,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return None
 
 
-def _measured(precision: str, side: int = 768, repeats: int = 5) -> float:
-    """The best of a few square matrix products, in operations per second."""
+def _measure(precision: str, side: int = 768, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of a few square matrix products."""
     matrix = torch.ones(side, side, dtype=DTYPES[precision])
     best = float("inf")
     for _ in range(repeats):

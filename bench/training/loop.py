@@ -2,8 +2,8 @@
 
 A stage's result is a function of its recipe and its seed. Images, views, dropout and the rest are seeded by the step
 or the image they belong to; learning rate and weight decay are functions of the step; the loss is divided by the
-number of items in the whole step, over all processes and accumulated parts. So a stage may stop after any step and
-go on, here or on another number of devices, and comes out the same: bit for bit on the same processes of a CPU.
+number of items in the whole step, over all processes and accumulated micro-batches. So a stage may stop after any step
+and resume, here or on another number of devices, with the same result: bit for bit on the same processes of a CPU.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from bench.launch.distributed import share_buffers
 from bench.launch.settings import Settings
 from bench.launch.signals import Interrupted, Stop
 from bench.methods.objective import Objective
-from bench.pipeline.dataloader import Batch, Images, View, load_batches, loader, move_and_normalise
+from bench.pipeline.dataloader import Images, View, load_batches, loader, move_and_normalise
 from bench.pipeline.sampler import Batches, is_paired
 from bench.runs.reference_curves import Watch
 from bench.runs.run import Run
@@ -36,24 +37,27 @@ from bench.training.checkpoint import Checkpoint
 from bench.training.flops import flops_per_image, peak_flops
 from bench.training.journal import Journal
 from bench.training.monitor import Meter
+from bench.training.optim import Rates
 from bench.training.step import Update
 
 log = logging.getLogger(__name__)
 
 Score = Callable[[], dict[str, float]]  # scores the objective as it is now; the first metric is the headline
-LOGS = 100  # a stage is recorded about so often ...
-LOG_STEPS = 50  # ... and every so many steps in a long one
+LOGS = 100  # a stage has about so many records of each value ...
+LOG_STEPS = 50  # ... and a long one has a record every so many steps
 
 
-class TrainingData(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TrainingData:
     """What a stage learns from, and what it is scored on while it learns: split -> Score."""
 
     source: Images
     view: View
-    evaluations: Mapping[str, Score] = {}
+    evaluations: Mapping[str, Score] = field(default_factory=dict)
 
 
-class RunContext(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RunContext:
     """Where and how a stage runs; none of it changes the result."""
 
     run: Run
@@ -70,47 +74,43 @@ class Best(NamedTuple):
     weights: Weights
 
 
-def train(stage: Stage, objective: Objective, material: TrainingData, context: RunContext) -> dict[str, Any]:
-    """Train a stage, from its start or its last checkpoint to its end; write final/. Returns facts for results.json.
-
-    Raises Interrupted, after a checkpoint, when asked to stop; FloatingPointError when a value is not finite.
-    """
-    return Trainer(stage, objective, material, context).train()
-
-
 class Trainer:
-    """A stage under way: the steps, and what is due between them."""
+    """Trains one stage: the optimiser steps, and the logging, evaluation and checkpoints that are due between them."""
 
-    def __init__(self, stage: Stage, objective: Objective, material: TrainingData, context: RunContext) -> None:
+    def __init__(self, stage: Stage, objective: Objective, data: TrainingData, context: RunContext) -> None:
         assert stage.recipe is not None, "an evaluation is not trained"
-        self.stage, self.recipe, self.material = stage, stage.recipe, material
-        self.run, self.settings, self.accelerator, self.stop = context
+        if stage.recipe.select == "best" and "minival" not in data.evaluations:
+            raise BenchError("select = 'best' chooses by the split minival, which this stage has not; use 'last'")
+        self.stage, self.recipe, self.data = stage, stage.recipe, data
+        self.run, self.settings = context.run, context.settings
+        self.accelerator, self.stop = context.accelerator, context.stop
         self.objective = objective.to(self.accelerator.device)
-        self.batches = _batches(stage, self.recipe, material, context)
+        self.batches = _batches(stage, self.recipe, data, context)
         self.steps = steps_of(stage)
         self.log_every = min(LOG_STEPS, max(1, self.steps // LOGS))
-        whole = {"steps": self.steps, "steps_per_epoch": self.batches.steps_per_epoch}
-        self.update = Update(stage, self.objective, accelerator=self.accelerator, **whole)
+        self.best: Best | None = None
+        # Before Update, which may compile the network: the operations of a compiled one cannot be counted.
         self.meter = self._meter()
-        self.update.wrap(self.settings)  # after the meter has counted: a compiled network cannot be
+        schedule = {"steps": self.steps, "steps_per_epoch": self.batches.steps_per_epoch}
+        self.update = Update(stage, self.objective, accelerator=self.accelerator, settings=self.settings, **schedule)
         self.journal = Journal(
             self.run,
             stage=stage.kind,
             images_per_step=self.recipe.batch_size,
             writes=self.accelerator.is_main_process,
-            **whole,
+            watch=Watch(stage),
+            **schedule,
         )
-        self.journal.watch = Watch(stage)
-        self.best: Best | None = None
-        if self.recipe.select == "best" and "minival" not in material.evaluations:
-            raise BenchError("select = 'best' chooses by the split minival, which this stage has not; use 'last'")
 
     def train(self) -> dict[str, Any]:
-        """Take all the steps that are left."""
+        """Train to the end, from the start or the last checkpoint; write final/. Returns facts for results.json.
+
+        Raises Interrupted, after a checkpoint, when asked to stop; FloatingPointError when a value is not finite.
+        """
         done = start = self._resume()
         steps = loader(
-            self.material.source,
-            self.material.view,
+            self.data.source,
+            self.data.view,
             self.batches,
             seed=self.stage.seed,
             start=start,
@@ -123,25 +123,23 @@ class Trainer:
         for step in range(start, self.steps):
             with self.meter.waiting():
                 micro_batches = next(steps)
-            self._step(step, micro_batches)
+            result = self.update(step, micro_batches)
+            self.meter.add(result.names, result.sums, result.norm)
             done += 1
-            self._after(done)
+            self._after(done, result.rates)
         self.meter.clock.stop()
         assert done == self.steps, f"{self.steps} steps were planned, {done} were taken"
         self._write_final()
         return self._facts()
 
-    def _step(self, step: int, micro_batches: list[Batch]) -> None:
-        names, sums, norm, self.rates = self.update(step, micro_batches)
-        self.meter.add(names, sums, norm)
-
-    def _after(self, done: int) -> None:
-        """What is due after `done` steps: records, evaluation, a checkpoint, stopping."""
+    def _after(self, done: int, rates: Rates) -> None:
+        """Do what is due after `done` steps: records, evaluation, a checkpoint, stopping. rates: of the last step."""
         last, stopping = done == self.steps, self._must_stop(done)
         evaluating = last or self._is_due(done, self.recipe.eval_every_epochs)
         saving = last or stopping or self._is_due(done, self.recipe.checkpoint_every_epochs)
         if evaluating or saving or done % self.log_every == 0:
-            values = self.meter.read(done) | self.rates._asdict()
+            # Read before a checkpoint, so that one whose loss was not finite is never saved.
+            values = self.meter.read(done) | rates._asdict()
             self.journal.record(done, self.meter.clock.seconds, "train", values)
         self.journal.progress(done, self.meter)
         if evaluating or saving:
@@ -159,33 +157,34 @@ class Trainer:
         return every > 0 and math.floor(done / every) > math.floor((done - 1) / every)
 
     def _must_stop(self, done: int) -> bool:
-        """Whether any process was asked to stop. A GPU is asked less often, because the host has to wait for it."""
+        """Whether any process was asked to stop; all processes get the same answer."""
         if self.accelerator.num_processes == 1:
             return self.stop.asked
         if self.accelerator.device.type != "cpu" and done % 10:
-            return False
-        asked = torch.tensor(float(self.stop.asked), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+            return False  # on GPUs every tenth step only: the reduction makes the host wait for the device
+        request = torch.tensor(float(self.stop.asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(request, reduction="sum") > 0)
 
     def _evaluate(self, done: int) -> None:
-        """Score the objective, and its averaged weights, on every split that it is to be scored on."""
-        if not self.material.evaluations:
+        """Score the objective, and its EMA weights separately, on every split of the training data's evaluations."""
+        if not self.data.evaluations:
             return
         share_buffers(self.accelerator, self.objective)
         self.objective.eval()
-        for split, score in self.material.evaluations.items():
-            found = score()
+        for split, score in self.data.evaluations.items():
+            metrics = score()
             if split == "minival":
-                self._choose(done, next(iter(found.values())))
+                self._choose(done, next(iter(metrics.values())))
             if self.update.average:
                 with self.update.average.applied():
-                    found = found | {f"{name}_ema": value for name, value in score().items()}
-            self.journal.record(done, self.meter.clock.seconds, split, found)
+                    metrics = metrics | {f"{name}_ema": value for name, value in score().items()}
+            self.journal.record(done, self.meter.clock.seconds, split, metrics)
         self.objective.train()
 
     def _choose(self, done: int, score: float) -> None:
         """Keep the weights if they are the best so far and the recipe selects by score."""
         if self.recipe.select == "best" and (self.best is None or score > self.best.score):
+            # A copy: on the CPU the state is the parameters themselves, and the next step changes them.
             weights = {name: value.cpu().clone() for name, value in self.objective.trainable_state().items()}
             self.best = Best(score, done, weights)
 
@@ -200,23 +199,23 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> int:
-        """Go on from the last whole checkpoint. Returns the number of steps that are done, 0 without one."""
-        found = checkpoint.newest(self._checkpoints)
-        step = found.step if found else 0
+        """Resume from the last complete checkpoint. Returns the number of steps that are done, 0 without one."""
+        last = checkpoint.newest(self._checkpoints)
+        step = last.step if last else 0
         if len(set(gather_object([step]))) > 1:
             raise BenchError(f"the processes see different checkpoints in {self._checkpoints}; is it a shared folder?")
         if self.accelerator.is_main_process:
-            self.run.rewind(step)
-        if found:
-            log.info("going on after step %d of %d", step, self.steps)
-            self.update.restore(found.weights, found.optimizer, found.facts["scaler"])
-            self.meter.restore(found.facts)
-            if best := found.facts["best"]:
-                self.best = Best(best["score"], best["step"], found.weights["best"])
+            self.run.rewind(step)  # records of steps after the checkpoint are measured again
+        if last:
+            log.info("resuming after step %d of %d", step, self.steps)
+            self.update.restore(last.weights, last.optimizer, last.facts["scaler"])
+            self.meter.restore(last.facts)
+            if best := last.facts["best"]:
+                self.best = Best(best["score"], best["step"], last.weights["best"])
         return step
 
     def _write_final(self) -> None:
-        """final/: the weights that the next stages start from, and the averaged ones."""
+        """Write final/: the weights that the next stages start from, and the EMA weights."""
         if self.recipe.select == "best":
             assert self.best is not None, "minival is scored after the last step at the latest"
             self.objective.load_trainable_state(self.best.weights)
@@ -247,32 +246,34 @@ class Trainer:
         return self.run.path("checkpoints")
 
     def _meter(self) -> Meter:
-        """A meter that knows what one image costs, counted on two of the stage's first images."""
+        """A meter that knows the FLOPs of one image, counted on two of the stage's first images."""
         draws = self.batches.micro_batches(0)[0]
         pair = [draws[0], draws[len(draws) // 2]]  # they are mixed with each other, if images are mixed
-        batch = next(load_batches(self.material.source, self.material.view, [pair], seed=self.stage.seed))
         device, recipe = self.accelerator.device, self.recipe
-        meter = Meter(
+        views = next(load_batches(self.data.source, self.data.view, [pair], seed=self.stage.seed))
+        batch = move_and_normalise(views, device, self.stage.protocol)
+        self.objective.train()
+        return Meter(
             images_per_step=recipe.batch_size,
             processes=self.accelerator.num_processes,
-            scaled=self.update.scaler.is_enabled(),
+            scaled=recipe.precision == "fp16",
+            flops_per_image=flops_per_image(
+                self.objective, batch, precision=recipe.precision, batch_size=recipe.batch_size
+            ),
+            peak=peak_flops(device, recipe.precision),
         )
-        batch = move_and_normalise(batch, device, self.stage.protocol)
-        self.objective.train()
-        meter.flops_per_image = flops_per_image(
-            self.objective, batch, precision=recipe.precision, batch_size=recipe.batch_size
-        )
-        meter.peak = peak_flops(device, recipe.precision)
-        return meter
 
 
-def _batches(stage: Stage, recipe: Recipe, material: TrainingData, context: RunContext) -> Batches:
-    """BenchError when the data are not those of the plan, or the batch does not divide among the processes."""
-    planned, found = stage.data["train"].images, len(material.source)
-    if found != planned:
-        raise BenchError(f"the training split has {found} images, {planned} were planned; run the command again")
+def _batches(stage: Stage, recipe: Recipe, data: TrainingData, context: RunContext) -> Batches:
+    """The global batches of a stage, as this process gets them.
+
+    BenchError when the data are not those of the plan, or the batch does not divide among the processes.
+    """
+    planned, images = stage.data["train"].images, len(data.source)
+    if images != planned:
+        raise BenchError(f"the training split has {images} images, {planned} were planned; run the command again")
     return Batches(
-        found,
+        images,
         recipe.batch_size,
         seed=stage.seed,
         repeats=recipe.repeats,

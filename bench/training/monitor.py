@@ -1,4 +1,4 @@
-"""What a stage measures while it trains: a clock without evaluation, waiting for data, sums over steps, MFU."""
+"""What a stage measures while it trains: training time without evaluation, data wait, sums over steps, MFU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Clock:
-    """Seconds of training, over all attempts; it stands still during evaluation and checkpointing."""
+    """Seconds of training, over all attempts; paused during evaluation and checkpointing."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._before = seconds
@@ -28,17 +28,17 @@ class Clock:
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def start(self) -> None:
-        """Let it run."""
+        """Start it, or go on after `stop`."""
         assert self._since is None, "the clock runs already"
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Let it stand."""
+        """Stop it; its seconds stay."""
         self._before, self._since = self.seconds, None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, it stands."""
+        """Stopped inside the with block."""
         self.stop()
         try:
             yield
@@ -53,13 +53,15 @@ class Meter:
     always one before a checkpoint.
     """
 
-    def __init__(self, *, images_per_step: int, processes: int, scaled: bool = False) -> None:
+    def __init__(
+        self, *, images_per_step: int, processes: int, scaled: bool, flops_per_image: float, peak: float | None
+    ) -> None:
         self.images_per_step, self.processes = images_per_step, processes
         self.scaled = scaled  # fp16: a gradient that overflows only makes the scaler skip a step
+        self.flops_per_image = flops_per_image
+        self.peak = peak  # operations per second of one device, None when it is not known
         self.clock = Clock()
         self.waited = 0.0  # seconds for the next batch, over all attempts
-        self.flops_per_image = 0.0
-        self.peak: float | None = None  # operations per second of one device
         self.loss = math.nan  # as last read
         self._names: tuple[str, ...] = ()
         self._sums: list[Tensor] = []
@@ -73,7 +75,7 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, the loop has no batch to work on."""
+        """Time spent inside counts as waiting for data."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
@@ -88,14 +90,15 @@ class Meter:
         """Averages since the last reading, after `step` steps. FloatingPointError names the first step gone wrong."""
         if not self._sums:
             return {}
+        # Here the host waits for the device. In double, because sums of many steps lose digits in fp32.
         sums, norms = torch.stack(self._sums).double().cpu(), torch.stack(self._norms).double().cpu()
         steps, self._sums, self._norms = len(sums), [], []
         self._check(step - steps + 1, sums, norms)
         totals = dict(zip(self._names, sums.sum(0).tolist(), strict=True))
         count = totals.pop("count")
-        found = {name: value / count for name, value in totals.items()} | {"grad_norm": float(norms.mean())}
-        self.loss = found["loss"]
-        return found | self._speed(step, steps)
+        averages = {name: value / count for name, value in totals.items()} | {"grad_norm": float(norms.mean())}
+        self.loss = averages["loss"]
+        return averages | self._speed(step, steps)
 
     def _check(self, first: int, sums: Tensor, norms: Tensor) -> None:
         table = sums if self.scaled else torch.cat([sums, norms[:, None]], dim=1)
@@ -111,19 +114,19 @@ class Meter:
         seconds, waited = self.clock.seconds - self._mark[0], self.waited - self._mark[1]
         self._mark = (self.clock.seconds, self.waited)
         rate = steps * self.images_per_step / seconds
-        found = {
+        speed = {
             "images_per_second": rate,
             "data_wait": waited / seconds,
             "flops": step * self.images_per_step * self.flops_per_image,
         }
         if self.peak:
-            found["mfu"] = rate * self.flops_per_image / (self.peak * self.processes)
-        return found
+            speed["mfu"] = rate * self.flops_per_image / (self.peak * self.processes)
+        return speed
 
     def facts(self) -> dict[str, float]:
         """What a checkpoint keeps of the meter."""
         return {"seconds": self.clock.seconds, "waited": self.waited}
 
     def restore(self, facts: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's facts."""
+        """Continue from the facts of a checkpoint."""
         self.clock, self.waited = Clock(facts["seconds"]), facts["waited"]

@@ -27,14 +27,14 @@ def learning_rate(recipe: Recipe, step: int, *, steps: int, steps_per_epoch: int
     warmup = _warmup_steps(recipe, steps, steps_per_epoch)
     high, low = peak(recipe), recipe.min_lr
     if recipe.schedule == "linear":
-        left = (1 - step / steps) ** recipe.schedule_power
-        return ((high - low) * left + low) * _ramp(step, warmup, recipe.warmup_lr / high)
+        factor = (1 - step / steps) ** recipe.schedule_power
+        return ((high - low) * factor + low) * _ramp(step, warmup, recipe.warmup_lr / high)
     if step < warmup:
         return recipe.warmup_lr + (high - recipe.warmup_lr) * step / max(warmup - 1, 1)
     if recipe.schedule == "constant":
         return high
     if recipe.schedule == "tri-phase":
-        return high + (low - high) * _cooled(step, steps, recipe.cooldown_fraction)
+        return high + (low - high) * _cooldown_progress(step, steps, recipe.cooldown_fraction)
     return _cosine(high, low, (step - warmup) / (steps - warmup))
 
 
@@ -54,7 +54,7 @@ def _ramp(step: int, warmup: int, start: float) -> float:
     return 1 - (1 - step / warmup) * (1 - start) if step < warmup else 1.0
 
 
-def _cooled(step: int, steps: int, fraction: float) -> float:
+def _cooldown_progress(step: int, steps: int, fraction: float) -> float:
     """How far the rate has fallen in the last `fraction` of the steps: from 0 in their first to 1 in the last."""
     falling = int(fraction * steps)
     return max(step - (steps - falling), 0) / max(falling - 1, 1)

@@ -63,7 +63,7 @@ def test_transformers_gives_our_logits(output, method, tmp_path):
     run = of(output, method)
     exporter.export(run, "hf", tmp_path / "m", output=output)
     theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "m", dtype=torch.float32).eval()
-    ours, images = build.trained(run).eval(), pixels(run.stage().model)
+    ours, images = build.load_trained(run).eval(), pixels(run.stage().model)
     with torch.no_grad():
         expected, logits = ours.predict({"image": images})["logits"], theirs(images).logits
     assert expected.std() > 1e-4
@@ -77,7 +77,7 @@ def test_what_was_exported_for_timm_or_the_authors_comes_back_as_it_was(output, 
     run = of(output, method)
     images = pixels(run.stage().model)
     with torch.no_grad():
-        wanted = build.trained(run).eval().predict({"image": images})["logits"]
+        wanted = build.load_trained(run).eval().predict({"image": images})["logits"]
         for to in ("timm", "authors"):
             exporter.export(run, to, tmp_path / to, output=output)
             back = conversion.build_objective(conversion.read(tmp_path / to))

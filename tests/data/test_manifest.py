@@ -278,8 +278,8 @@ def test_a_score_is_not_reportable_when_what_it_rests_on_was_not_whole(tmp_path)
     for each, parents in ((before, {}), (run, {pretrained.key: str(before.root)})):
         write_json(each.path("launch.json"), {"parents": parents})
     assert worker._shortfalls(before) == worker._shortfalls(run) == ["pets/train: 10 of 20 images"]
-    assert worker._quoted(scored)["val"]["manifest"] == "abc"
-    assert worker._quoted(pretrained)["val"]["shortfall"] == "10 of 20 images"
+    assert worker._data_facts(scored)["val"]["manifest"] == "abc"
+    assert worker._data_facts(pretrained)["val"]["shortfall"] == "10 of 20 images"
 
 
 def test_the_content_of_files_is_in_the_key_of_a_stage():

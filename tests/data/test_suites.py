@@ -19,7 +19,7 @@ from bench.data.splits import SplitRequest
 from bench.errors import BenchError
 from bench.evaluation.loop import EvalSplit, evaluate
 from bench.evaluation.predictions import write_predictions
-from bench.evaluation.scorers import Classification, LabelSets, check, classifier
+from bench.evaluation.scorers import Classification, LabelSets, classifier, sanity_check
 from bench.launch.distributed import connect
 from bench.launch.settings import Settings
 from bench.methods.objective import Objective
@@ -167,8 +167,8 @@ def batch(labels: list[int]) -> dict[str, torch.Tensor]:
 
 
 def test_a_perfect_predictor_scores_100_and_one_that_is_off_by_one_0():
-    check(AMONG, batch([1, 2, 5, 5]))
-    check(LabelSets(6, SETS), batch([0, 1, 3, 5]))
+    sanity_check(AMONG, batch([1, 2, 5, 5]))
+    sanity_check(LabelSets(6, SETS), batch([0, 1, 3, 5]))
 
 
 def test_classes_that_may_not_be_answered_never_win():

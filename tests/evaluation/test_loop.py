@@ -14,10 +14,10 @@ from bench.config.schema import Protocol
 from bench.errors import BenchError
 from bench.evaluation.loop import EvalSplit, batches, evaluate, gather, predict
 from bench.evaluation.metrics import areas, overlap, total
-from bench.evaluation.partial_results import Partial
+from bench.evaluation.partial_results import PartialResults
 from bench.evaluation.predictions import per_class, write_predictions
-from bench.evaluation.scorers import Classification, Segmentation, check
-from bench.evaluation.sliding_window import SlidingWindow, decided, slide
+from bench.evaluation.scorers import Classification, Segmentation, sanity_check
+from bench.evaluation.sliding_window import SlidingWindow, decide, slide
 from bench.launch.distributed import connect
 from bench.launch.settings import Settings
 from bench.launch.signals import Interrupted
@@ -34,9 +34,8 @@ def accelerator():
 
 
 def split_of(source, scorer=None, **changes) -> EvalSplit:
-    return EvalSplit(source, plain, scorer or Classification(CLASSES), PROTOCOL, window=4, batch_size=5)._replace(
-        **changes
-    )
+    settings = {"window": 4, "batch_size": 5} | changes
+    return EvalSplit(source, plain, scorer or Classification(CLASSES), PROTOCOL, **settings)
 
 
 class Maps(Numbers):
@@ -132,9 +131,9 @@ def test_a_metric_that_misjudges_known_answers_is_not_believed():
             return super().summary({**table, "label": table["label"] + 1})
 
     batch = {"label": torch.tensor([0, 1, 2]), "index": torch.arange(3)}
-    check(Classification(3), batch)
+    sanity_check(Classification(3), batch)
     with pytest.raises(AssertionError, match=r"label \+ 0 is 0\.0, not 100"):
-        check(Shifted(3), batch)
+        sanity_check(Shifted(3), batch)
 
 
 @pytest.mark.parametrize("ignore", [255, 0])
@@ -142,7 +141,7 @@ def test_the_segmentation_metric_passes_its_own_check(ignore):
     batch = {"map": [Maps()[index]["map"] for index in range(4)], "index": torch.arange(4)}
     if ignore == 0:
         batch["map"] = [torch.where(labels == 255, 0, labels).to(torch.uint8) for labels in batch["map"]]
-    check(Segmentation(3, ignore), batch)
+    sanity_check(Segmentation(3, ignore), batch)
 
 
 def test_maps_are_scored_at_their_own_size(accelerator):
@@ -254,7 +253,7 @@ def test_several_sizes_and_mirror_images_have_their_probabilities_averaged(accel
     window_logits = list(predict(Columns(), batch, split, accelerator.device)["window_logits"])
     for index, found in enumerate(window_logits):
         assert [times for _, times in found] == [2, 2, 1, 1]  # 0.5 is as large as 1, a picture fills a window
-        assert np.array_equal(decided(found, scene(index)["map"].shape).numpy(), naive(index, protocol))
+        assert np.array_equal(decide(found, scene(index)["map"].shape).numpy(), naive(index, protocol))
     parts = [areas(torch.from_numpy(naive(i, protocol)), torch.from_numpy(scene(i)["map"]), 3, 255) for i in range(4)]
     assert evaluate(Columns(), split, accelerator).metrics["mIoU"] == pytest.approx(overlap(total(parts)).mIoU)
 
@@ -287,8 +286,8 @@ def test_strips_decide_as_the_whole_picture_does(monkeypatch):
     logits = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0))
     whole = nn.functional.interpolate(logits[None], (23, 31), mode="bilinear", align_corners=False)[0]
     monkeypatch.setattr("bench.evaluation.sliding_window.MAX_LOGITS", 5 * 31 * 4)  # four rows at a time
-    assert torch.equal(decided([(logits, 1)], (23, 31)), whole.argmax(0))
-    assert torch.equal(decided([(logits, 1), (logits, 2)], (23, 31)), whole.argmax(0))
+    assert torch.equal(decide([(logits, 1)], (23, 31)), whole.argmax(0))
+    assert torch.equal(decide([(logits, 1), (logits, 2)], (23, 31)), whole.argmax(0))
 
 
 def test_a_mirror_image_that_is_not_turned_back_is_noticed_before_anything_is_scored(accelerator, monkeypatch):
@@ -313,7 +312,7 @@ class Counting(Toy):
 
 
 def test_a_stopped_evaluation_goes_on_with_the_images_that_are_left(accelerator, tmp_path):
-    numbers, partial, first, second = Numbers(23), Partial(tmp_path), Counting(), Counting()
+    numbers, partial, first, second = Numbers(23), PartialResults(tmp_path), Counting(), Counting()
     with pytest.raises(Interrupted) as stopped:
         evaluate(first, split_of(numbers), accelerator, partial=partial, stop=StopAt(3))
     assert stopped.value.step == first.asked == 15
@@ -338,7 +337,7 @@ def test_another_number_of_processes_may_go_on():
 
 
 def test_images_whose_rows_are_damaged_are_scored_again(accelerator, tmp_path):
-    numbers, partial = Numbers(12), Partial(tmp_path)
+    numbers, partial = Numbers(12), PartialResults(tmp_path)
     evaluate(Toy(), split_of(numbers), accelerator, partial=partial)
     (tmp_path / "rows-000000005.npz").write_bytes(b"PK cut short")
     again = Counting()

@@ -1,6 +1,7 @@
 """Metrics against loops anybody can check by hand."""
 
 import math
+from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def naive_top(logits: torch.Tensor, labels: list[int], k: int) -> float:
 
 
 def naive_areas(prediction, labels, classes: int, ignore: int) -> dict[str, list[int]]:
-    counts = {name: [0] * classes for name in Areas._fields}
+    counts = {field.name: [0] * classes for field in fields(Areas)}
     for predicted_row, label_row in zip(prediction.tolist(), labels.tolist(), strict=True):
         for predicted, label in zip(predicted_row, label_row, strict=True):
             if label == ignore:
@@ -53,10 +54,8 @@ def test_areas_equal_a_loop_over_pixels(ignore):
     labels = torch.randint(0, 6, (13, 17), generator=generator).to(torch.uint8)
     labels[labels == 5] = ignore  # class 5 is never labelled
     prediction = torch.randint(0, 6, (13, 17), generator=generator).to(torch.uint8)
-    found = areas(prediction, labels, 6, ignore)
-    assert {name: value.tolist() for name, value in found._asdict().items()} == naive_areas(
-        prediction, labels, 6, ignore
-    )
+    counts = {name: value.tolist() for name, value in asdict(areas(prediction, labels, 6, ignore)).items()}
+    assert counts == naive_areas(prediction, labels, 6, ignore)
 
 
 def test_a_class_may_be_the_ignored_one():

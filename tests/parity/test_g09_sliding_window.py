@@ -5,7 +5,7 @@ import torch
 from recorded import arrays, near, read
 from torch import nn
 
-from bench.evaluation.sliding_window import decided, enlarged, slide
+from bench.evaluation.sliding_window import decide, interpolate_rows, slide
 
 GOLDEN = "g09_segmentation"
 MARGIN = 1e-4  # between the best class and the second, above which the recorded answer is beyond doubt
@@ -35,8 +35,8 @@ def predictions(golden):
         assert (window, stride) == (across, along), "our windows are square"
         logits = slide(net, inputs[f"{name}.image"], window=window, stride=stride)
         size = tuple(case["rescale_to"] or logits.shape[-2:])
-        rescaled = torch.stack([enlarged(one, size, range(size[0])) for one in logits])
-        yield name, case, rescaled, torch.stack([decided([(one, 1)], size) for one in logits])
+        rescaled = torch.stack([interpolate_rows(one, size, range(size[0])) for one in logits])
+        yield name, case, rescaled, torch.stack([decide([(one, 1)], size) for one in logits])
 
 
 def test_logits_are_the_recorded_ones(golden, path):

@@ -85,7 +85,7 @@ def plan_of(*methods: str) -> Plan:
 
 def built(stage: Stage, plan: Plan) -> Objective:
     parts = {role: built(plan.stages[key], plan) for role, key in stage.parents.items() if role != "start"}
-    return build._built(stage, parts)  # type: ignore[arg-type]
+    return build._initialise(stage, parts)  # type: ignore[arg-type]
 
 
 def test_dalles_encoder_costs_what_the_formula_says() -> None:

@@ -74,8 +74,8 @@ def test_between_two_known_epochs_the_band_is_straight(tmp_path: Path) -> None:
 def test_a_run_that_leaves_the_band_is_told_once_and_in_its_progress(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.root.mkdir()
-    journal = Journal(run, stage="pretrain", steps=300, steps_per_epoch=1, images_per_step=1, writes=True)
-    journal.watch = Watch(stage())
+    lengths = {"steps": 300, "steps_per_epoch": 1, "images_per_step": 1}
+    journal = Journal(run, stage="pretrain", writes=True, watch=Watch(stage()), **lengths)
     for epoch, loss in ((100, 7.0), (200, 8.9), (250, 8.9), (299, 6.3)):
         journal.record(epoch, 1.0, "train", {"loss": loss})
         if epoch == 250:

@@ -162,8 +162,9 @@ def training(objective: Objective, model: Model, recipe: Recipe, *, steps_per_ep
     """The Update that takes the steps of our loop, on the CPU."""
     stage = Stage(kind="pretrain", method="vit", task="recorded", model=model, recipe=recipe, protocol=Protocol())
     steps = round(recipe.epochs * steps_per_epoch)
-    accelerator = connect(Settings(device="cpu", threads=1))
-    return Update(stage, objective.train(), accelerator=accelerator, steps=steps, steps_per_epoch=steps_per_epoch)
+    settings = Settings(device="cpu", threads=1)
+    schedule = {"steps": steps, "steps_per_epoch": steps_per_epoch}
+    return Update(stage, objective.train(), accelerator=connect(settings), settings=settings, **schedule)
 
 
 def check_groups(update: Update, recorded: Mapping[str, Any], ours: Callable[[str], str]) -> None:

@@ -15,7 +15,7 @@ from bench.launch.settings import Settings
 from bench.launch.signals import Stop
 from bench.methods.objective import Objective
 from bench.runs.run import Run
-from bench.training.loop import RunContext, TrainingData, train
+from bench.training.loop import RunContext, Trainer, TrainingData
 
 IMAGES, CLASSES = 24, 3
 
@@ -112,10 +112,10 @@ def train_toy(
     **settings: Any,
 ) -> tuple[Run, dict[str, Any]]:
     """Train in this process, in the run folder below `folder`."""
-    run, chosen = Run.open(folder, planned), Settings(**settings)
-    material = TrainingData(source or Numbers(planned.data["train"].images), flipped, evaluations or {})
-    context = RunContext(run, chosen, connect(chosen), stop or Stop())
-    return run, train(planned, objective, material, context)
+    run, launched_with = Run.open(folder, planned), Settings(**settings)
+    data = TrainingData(source or Numbers(planned.data["train"].images), flipped, evaluations or {})
+    context = RunContext(run, launched_with, connect(launched_with), stop or Stop())
+    return run, Trainer(planned, objective, data, context).train()
 
 
 class StopAt(Stop):

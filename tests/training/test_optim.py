@@ -6,7 +6,7 @@ from torch import nn
 
 from bench.config.schema import Recipe
 from bench.errors import BenchError
-from bench.training.optim import build, decays, layer_of, parameter_groups, set_rates
+from bench.training.optim import build_optimizer, decays, layer_of, parameter_groups, set_rates
 from bench.training.schedule import learning_rate, peak
 
 
@@ -82,7 +82,7 @@ def test_layer_decay_needs_a_backbone_with_layers():
 
 def test_a_decay_that_starts_at_zero_reaches_the_decaying_groups_alone():
     recipe = Recipe(weight_decay=0.0, weight_decay_end=1.0)
-    optimizer = build(parameter_groups(Tiny(), recipe), recipe, torch.device("cpu"))
+    optimizer = build_optimizer(parameter_groups(Tiny(), recipe), recipe, torch.device("cpu"))
     set_rates(optimizer, recipe, 5, steps=10, steps_per_epoch=5)
     assert {group["name"]: group["weight_decay"] for group in optimizer.param_groups} == {
         "decay": pytest.approx(0.5),
@@ -94,7 +94,7 @@ def test_a_decay_that_starts_at_zero_reaches_the_decaying_groups_alone():
 def test_the_first_step_of_a_warm_up_from_zero_moves_nothing(kind):
     model, recipe = Tiny(), Recipe(optimizer=kind, warmup_steps=3)
     before = model.head.weight.detach().clone()
-    optimizer = build(parameter_groups(model, recipe), recipe, torch.device("cpu"))
+    optimizer = build_optimizer(parameter_groups(model, recipe), recipe, torch.device("cpu"))
     for step, moved in ((0, False), (1, True)):
         assert set_rates(optimizer, recipe, step, steps=10, steps_per_epoch=5).lr == pytest.approx(step * 5e-4)
         model.head.weight.grad = torch.ones_like(model.head.weight)
@@ -104,6 +104,6 @@ def test_the_first_step_of_a_warm_up_from_zero_moves_nothing(kind):
 
 def test_layer_scales_multiply_the_scheduled_rate():
     recipe = Recipe(lr=1.0, layer_decay=0.5, schedule="constant")
-    optimizer = build(parameter_groups(Tiny(), recipe), recipe, torch.device("cpu"))
+    optimizer = build_optimizer(parameter_groups(Tiny(), recipe), recipe, torch.device("cpu"))
     set_rates(optimizer, recipe, 0, steps=10, steps_per_epoch=5)
     assert {group["lr"] for group in optimizer.param_groups} == {1 / 8, 1 / 4, 1 / 2, 1.0}

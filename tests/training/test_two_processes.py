@@ -25,7 +25,7 @@ def launch_two(runs: list[Run], known: dict[str, Run], micro: int | None = 4) ->
     resources = Resources(num_processes=2, devices="cpu", micro_batch_size=micro)
     by_key = known | {run.stage().key: run for run in runs}
     launched = local.start([run.stage() for run in runs], by_key, local.Slot((), 1), resources)
-    assert launched.process.wait(timeout=300) == 0, local.last_words(launched)
+    assert launched.process.wait(timeout=300) == 0, local.stderr_tail(launched)
 
 
 def assert_same_training(one: Run, other: Run) -> None:

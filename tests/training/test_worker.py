@@ -13,7 +13,7 @@ from bench.config.schema import Protocol
 from bench.files import write_json
 from bench.launch.signals import Stop
 from bench.training import worker
-from bench.training.build import objective, trained
+from bench.training.build import load_trained, objective
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_starting_weights_belong_to_the_seed(tmp_path):
 def test_a_finished_stage_can_be_built_again(tmp_path):
     runs = prepared(tmp_path, small_plan(tmp_path, "deit"))
     worker.main([str(runs["teacher"].root), str(runs["supervised"].root)])
-    built = trained(runs["supervised"])
+    built = load_trained(runs["supervised"])
     saved = load_weights(runs["supervised"].path("final", "model.safetensors"))
     assert built.trainable_state().keys() == saved.keys()
     assert all(torch.equal(value, saved[name]) for name, value in built.trainable_state().items())
