@@ -1,4 +1,4 @@
-"""What a run was computed with: commit, versions, devices, command line, a few chosen variables."""
+"""The environment of a run, for the record: commit, versions, devices, command line, a few variables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BF16_COMPUTE_CAPABILITY = 8.0  # of NVIDIA's GPUs: Ampere and later
 
 
 def environment() -> dict[str, Any]:
-    """Facts about this process, fit to be stored and shown. Names the GPUs when torch is loaded already."""
+    """What this process runs on and with, as JSON. Names the GPUs only when torch is already imported."""
     return {
         "bench": bench.__version__,
         "git": commit(),
@@ -77,23 +77,23 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that numbers depend on."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @lru_cache(maxsize=1)
 def computes_in_bf16() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware; elsewhere it is emulated, and slower than float32."""
+    """Whether this machine has bf16 matrix products in hardware; elsewhere they are emulated, slower than fp32."""
     try:
         command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        if asked.returncode == 0 and asked.stdout.strip():
-            return all(float(number) >= BF16_COMPUTE_CAPABILITY for number in asked.stdout.split())
+        query = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        if query.returncode == 0 and query.stdout.strip():
+            return all(float(number) >= BF16_COMPUTE_CAPABILITY for number in query.stdout.split())
     except (OSError, subprocess.TimeoutExpired, ValueError):
         pass  # no GPU that says what it can do
     try:
@@ -112,8 +112,8 @@ def _cpu() -> str:
 
 
 def _devices() -> list[str]:
-    """Names of the visible GPUs, asked of torch only where it is in memory: importing it takes seconds."""
-    torch = sys.modules.get("torch")
+    """Names of the visible GPUs; none when torch is not imported."""
+    torch = sys.modules.get("torch")  # importing it here would take seconds
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

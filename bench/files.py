@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed."""
+"""Atomic file writes: a file is complete or absent, because it is written under a temporary name and renamed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bench.errors import BenchError
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept: BENCH_CACHE, else `bench` in the user's cache."""
-    chosen = os.environ.get("BENCH_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bench"
+    """The folder for what can be computed again: BENCH_CACHE, else `bench` in the user's cache folder."""
+    variable = os.environ.get("BENCH_CACHE")
+    return Path(variable) if variable else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bench"
 
 
 def unwritable(path: Path, error: OSError) -> BenchError:
@@ -37,7 +37,7 @@ def write_atomic(path: Path, content: bytes | str, durable: bool = True) -> None
             file.write(data)
             file.flush()
             if durable:
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file under the name
         temporary.replace(path)
         if durable:
             sync_folder(path.parent)
@@ -64,7 +64,7 @@ def discard(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
-    """`value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", durable)
 
 
@@ -79,7 +79,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Add whole lines to the end of `path`, synced; when the disk is full nothing of them remains."""
+    """Append complete lines to `path`, synced; when the disk is full none of them is left in it."""
     data = "".join(f"{line}\n" for line in lines).encode()
     before = path.stat().st_size if path.exists() else 0
     try:

@@ -21,15 +21,15 @@ def derive(seed: int, *purpose: str | int) -> int:
     """
     parts = [f"{type(part).__name__[0]}{part}" for part in (seed, *purpose)]  # so that 1 and "1" differ
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return int.from_bytes(digest, "big") >> 1  # torch takes signed 64-bit seeds
 
 
 def seed_cpu(seed: int) -> None:
-    """Seed the CPU generators of Python, NumPy and torch: what drawing a view uses. Costs about 10 us."""
-    import torch
+    """Seed the CPU generators of Python, NumPy and torch, which random views draw from. Costs about 10 us."""
+    import torch  # here and below: who only derives seeds should not wait for it
 
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # NumPy takes 32 bits
     torch.default_generator.manual_seed(seed)
 
 
