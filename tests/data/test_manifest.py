@@ -250,10 +250,10 @@ def test_an_image_that_is_missing_from_a_shard_is_named(tmp_path):
 
 def test_an_image_that_changed_since_the_plan_stops_the_stage(animals):
     data = described(animals)
-    assert len(worker.source(data, Settings())) == 8
+    assert len(worker.open_split(data, Settings())) == 8
     flip_a_bit(animals / "train/cat/p_01.png")
     with pytest.raises(BenchError, match="folder/train has changed since the stage was planned"):
-        worker.source(data, Settings())
+        worker.open_split(data, Settings())
 
 
 def test_one_process_reads_the_files_for_all(animals, monkeypatch):
@@ -261,7 +261,7 @@ def test_one_process_reads_the_files_for_all(animals, monkeypatch):
     names = read(monkeypatch)
     flip_a_bit(animals / "train/cat/p_01.png")
     monkeypatch.setenv("RANK", "1")
-    worker.source(data, Settings())
+    worker.open_split(data, Settings())
     assert names == []
 
 

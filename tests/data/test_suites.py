@@ -183,7 +183,7 @@ def test_classes_that_may_not_be_answered_never_win():
 
 
 def test_a_label_that_may_not_be_answered_is_named():
-    with pytest.raises(BenchError, match="image 1 has the label 3, 3 classes may be answered"):
+    with pytest.raises(BenchError, match="image 1 has the label 3, 3 classes may be predicted"):
         AMONG.rows({"logits": torch.zeros(2, 6)}, batch([1, 3]))
 
 
