@@ -10,6 +10,7 @@ from small import TRAINED, prepared, small_plan
 
 from bench.checkpoints.weights import load_weights
 from bench.config.schema import Protocol
+from bench.errors import ExitCode
 from bench.files import write_json
 from bench.launch.signals import Stop
 from bench.training import worker
@@ -111,7 +112,7 @@ def test_a_finished_stage_is_not_computed_again(tmp_path):
 def test_a_folder_in_use_is_left_alone(tmp_path):
     run = prepared(tmp_path, small_plan(tmp_path, "vit"))["supervised"]
     with run.lease():
-        assert worker.main([str(run.root)]) == 3
+        assert worker.main([str(run.root)]) == ExitCode.BUSY
     assert run.status().state == "pending"
 
 
