@@ -273,7 +273,7 @@ def load_model(source: str | Path, *, output: str | Path = RESULTS, device: str 
 
     located = locate(str(source), Path(output))
     if located.is_run:
-        model = build.trained(_trained_run(located.path))
+        model = build.load_trained(_trained_run(located.path))
     else:
         model = conversion.build_objective(conversion.read(str(source) if located.revision else located.path))
     return model.to(device).eval()

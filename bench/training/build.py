@@ -100,7 +100,7 @@ def hand_over(start: Run, into: Objective) -> Transfer:
     if not isinstance(backbone, Backbone):
         raise BenchError(f"{start.root.name} trained a transformer, which this stage's network is not")
     report = transfer(submodule_state(load_weights(start.path("final", "model.safetensors")), "backbone"), backbone)
-    counts = {name: len(keys) for name, keys in report.as_dict().items()}
+    counts = {name: len(keys) for name, keys in report._asdict().items()}
     log.info("weights from %s: %s", start.root.name, ", ".join(f"{n} {name}" for name, n in counts.items()))
     return report
 
