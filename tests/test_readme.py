@@ -87,6 +87,15 @@ def test_the_make_targets_exist():
         assert planned.returncode == 0, planned.stderr
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "bench/README.md"])
+def test_files_that_the_architecture_pages_name_are_there(page):
+    ideas = "NAME|simmim|pets|slurm"  # what a contributor would write
+    names = re.findall(r"`([\w/]+\.(?:py|toml|md))`", (ROOT / page).read_text(encoding="utf-8"))
+    assert len(names) > 10
+    for name in names:
+        assert re.search(ideas, name) or (ROOT / name).exists() or (ROOT / "bench" / name).exists(), name
+
+
 def test_pictures_and_files_that_the_readme_shows_are_there():
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", TEXT):
         assert (ROOT / target.partition("#")[0]).exists(), f"README.md points to {target}, which is not there"
