@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from bench.version import __version__
 
 if TYPE_CHECKING:
     from bench.api import compare, evaluate, load_model, load_transform, plan, records, run
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from bench.models.backbone import Backbone
 
 __all__ = [
-    "Backbone", "BenchError", "Objective", "compare", "evaluate", "load_model", "load_transform", "plan", "records",
+    "Backbone",
+    "BenchError",
+    "Objective",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load_model",
+    "load_transform",
+    "plan",
+    "records",
     "run",
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import bench
+from bench.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "pillow", "safetensors", "pandas")
 VARIABLES = (  # nothing else of the environment is ever stored: it may hold passwords
@@ -42,7 +42,7 @@ BF16_COMPUTE_CAPABILITY = 8.0  # of NVIDIA's GPUs: Ampere and later
 def environment() -> dict[str, Any]:
     """What this process runs on and with, as JSON. Names the GPUs only when torch is already imported."""
     return {
-        "bench": bench.__version__,
+        "bench": __version__,
         "git": commit(),
         "python": platform.python_version(),
         "packages": versions(),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import bench
 from bench.checkpoints import conversion, locate
 from bench.checkpoints.formats import purpose_of
 from bench.checkpoints.model_card import CardFacts, ScoredRun, short_side, write_card
@@ -21,6 +20,7 @@ from bench.files import read_json, unwritable, write_atomic, write_json
 from bench.launch.settings import read_settings
 from bench.runs.run import Run
 from bench.runs.store import all_runs
+from bench.version import __version__
 
 MARK = "export.json"  # in a folder that export wrote, and may overwrite
 RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers, which transformers stores
@@ -78,7 +78,7 @@ def _write(run: Run, to: str, folder: Path, *, name: str, output: Path) -> tuple
         written.append(folder / "preprocessor_config.json")
     write_atomic(folder / "README.md", write_card(_card_facts(run, to, purpose, name, output)))
     files = tuple(path.name for path in (*written, folder / "README.md"))
-    facts = {"bench": bench.__version__, "run": stage.key, "folder": run.root.name, "to": to, "files": [*files, MARK]}
+    facts = {"bench": __version__, "run": stage.key, "folder": run.root.name, "to": to, "files": [*files, MARK]}
     write_json(folder / MARK, facts)
     return files
 
@@ -216,7 +216,7 @@ def _push(repository: str, folder: Path, files: Sequence[str], token: str) -> st
     api = huggingface_hub.HfApi(token=token)
     try:
         address = api.create_repo(repository, private=True, exist_ok=True)
-        message = f"Written by bench {bench.__version__}"
+        message = f"Written by bench {__version__}"
         api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(files), commit_message=message)
     except (HfHubHTTPError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

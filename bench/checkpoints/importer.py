@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import bench
 from bench.checkpoints import conversion
 from bench.checkpoints.conversion import ConvertedCheckpoint
 from bench.checkpoints.locate import IMPORTED, OURS, LocatedWeights, digest_of, locate
 from bench.checkpoints.weights import save_weights
 from bench.errors import BenchError
 from bench.files import write_json
+from bench.version import __version__
 
 FORMAT = 1  # of imported.json
 BLOCK = re.compile(r"\.(\d+)\.")
@@ -46,7 +46,7 @@ def save(located: LocatedWeights, checkpoint: ConvertedCheckpoint, folder: Path)
     save_weights(folder / OURS, checkpoint.state)
     facts = {
         "format": FORMAT,
-        "bench": bench.__version__,
+        "bench": __version__,
         "revision": located.revision,
         "sha256": digest_of([folder / OURS]),
         **checkpoint_facts(checkpoint),

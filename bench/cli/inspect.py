@@ -90,10 +90,10 @@ def check_links(study: Path, include: list[Path]) -> None:
 
 def version() -> None:
     """The versions that results depend on."""
-    import bench
     from bench.environment import commit, versions
+    from bench.version import __version__
 
     source = commit()
     dirty = " with changes" if source["dirty"] else ""
-    emit(f"bench {bench.__version__}" + (f" ({source['commit'][:12]}{dirty})" if source["commit"] else ""))
+    emit(f"bench {__version__}" + (f" ({source['commit'][:12]}{dirty})" if source["commit"] else ""))
     emit("\n".join(f"{name} {number}" for name, number in versions().items()))

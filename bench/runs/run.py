@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import bench
 from bench.config.stage import Stage
 from bench.errors import BenchError, parse
 from bench.files import append_lines, fingerprint, read_json, write_atomic, write_json
 from bench.runs.lease import Lease, hold, holder
+from bench.version import __version__
 
 FORMAT = 2  # of a run folder; raised when an older bench could not read it
 State = Literal["pending", "running", "interrupted", "failed", "done"]
@@ -69,7 +69,7 @@ class Run:
             if stored == stage or run.status().state == "done":
                 return run
         # Same key but other values that change no result, like where data lie: what is to run counts.
-        body = {"format": FORMAT, "bench": bench.__version__, "key": stage.key, "stage": stage.model_dump(mode="json")}
+        body = {"format": FORMAT, "bench": __version__, "key": stage.key, "stage": stage.model_dump(mode="json")}
         write_json(run.path("stage.json"), body)
         return run
 
@@ -95,7 +95,7 @@ class Run:
             stage = parse(Stage, body["stage"], str(self.path("stage.json")))
         except BenchError as error:
             raise BenchError(
-                f"{error}; {self.root} was written by bench {body.get('bench')}, this is {bench.__version__}: "
+                f"{error}; {self.root} was written by bench {body.get('bench')}, this is {__version__}: "
                 "use that version, or another --output-dir"
             ) from None
         if stage.key != body["key"]:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import bench
 from bench.config.stage import PlannedArm
 from bench.reporting.analysis.comparisons import Comparison, Difference
 from bench.reporting.analysis.findings import Findings
 from bench.reporting.formatting import metric_name, shortened
 from bench.reporting.markup import plain
 from bench.reporting.pages.document import Bullets, Document, Figure, Paragraph, Section, Table
+from bench.version import __version__
 
 FORMAT = 2  # of report.json; raised when a reader of the previous format would misread the new one
 DIGITS = 6  # decimals in files: more than any score needs, fewer than those in which machines differ
@@ -32,7 +32,7 @@ def report_json(findings: Findings, document: Document) -> str:
     study = findings.outcomes.plan.study
     body = {
         "format": FORMAT,
-        "bench": bench.__version__,
+        "bench": __version__,
         "study": {"name": study.name, "title": study.title, "question": study.question},
         "complete": not findings.outcomes.missing,
         "missing": findings.outcomes.missing,
