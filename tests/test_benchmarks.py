@@ -29,23 +29,23 @@ def lines(text: str) -> list[list[str]]:
 
 def test_steps_compares_every_method_with_its_peer():
     options = ["--device", "cpu", "--batch-size", "2", "--steps", "1", "--rounds", "1"]
-    found = lines(printed("steps.py", *options))
-    assert [cells[0] for cells in found] == ["ViT", "DeiT", "BEiT", "data2vec"]
-    for _, bench, title, other, ratio in found:
+    rows = lines(printed("steps.py", *options))
+    assert [cells[0] for cells in rows] == ["ViT", "DeiT", "BEiT", "data2vec"]
+    for _, bench, title, other, ratio in rows:
         assert title and all(re.fullmatch(r"[\d,]+", rate) for rate in (bench, other))
         assert float(ratio) > 0
 
 
 def test_input_compares_our_views_with_plain_pipelines():
-    found = lines(printed("input.py", "--images", "2", "--rounds", "1"))
-    names = [cells[0] for cells in found]
+    rows = lines(printed("input.py", "--images", "2", "--rounds", "1"))
+    names = [cells[0] for cells in rows]
     assert {"torchvision, float", "timm, float", "bench, uint8", "as the authors, float"} <= set(names)
-    for _, rate, ratio in found:
+    for _, rate, ratio in rows:
         assert re.fullmatch(r"[\d,]+", rate) and float(ratio) > 0
 
 
 def test_analysis_compares_the_statistics_with_a_plain_bootstrap():
     few = ["--arms", "2", "--seeds", "2", "--images", "200", "--draws", "50", "--plain-draws", "2"]
-    said = printed("analysis.py", *few)
-    assert "2 arms, 2 seeds, 200 images, 50 draws" in said
-    assert re.search(r"analysis [\d.]+, of it bootstrap [\d.]+; plain bootstrap \d+ \(from 2 draws\); ratio \d+", said)
+    text = printed("analysis.py", *few)
+    assert "2 arms, 2 seeds, 200 images, 50 draws" in text
+    assert re.search(r"analysis [\d.]+, of it bootstrap [\d.]+; plain bootstrap \d+ \(from 2 draws\); ratio \d+", text)

@@ -34,6 +34,8 @@ EXCEPTIONS = {  # modules that are unlike their room
 PANDAS_AND_SCIPY = {"stats", "reporting"}  # pandas starts in half a second, torch in five
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_MODULES = 400, 40, 15
 TEST_FOLDERS = {"parity", "support", "golden"}  # beside those that mirror a room
+OUTSIDE = ("tests", "benchmarks", "examples")
+UNCLEAR = {"found", "told", "held", "kept", "one"}
 
 
 @cache
@@ -73,6 +75,13 @@ def own_imports(module: str) -> set[str]:
             rest = name.partition(".")[2]
             seen.add(rest if rest in MODULES else rest.rpartition(".")[0])
     return seen - {module, ""}
+
+
+def names_bound(path: Path) -> set[str]:
+    """The names that a file assigns, loops over or takes as parameters."""
+    nodes = list(ast.walk(tree_of(path)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return names | {node.arg for node in nodes if isinstance(node, ast.arg)}
 
 
 def classes() -> Iterator[tuple[str, str]]:
@@ -220,10 +229,13 @@ def test_no_public_class_name_is_used_twice() -> None:
 @pytest.mark.parametrize("module", [name for name in MODULES if name], ids=str)
 def test_names_are_the_noun_of_the_thing(module: str) -> None:
     """A name like `found` says that somebody looked; the noun says what is in it."""
-    tree = tree_of(MODULES[module])
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    assert not names & {"found", "told", "held", "kept", "one"}
+    assert not names_bound(MODULES[module]) & UNCLEAR
+
+
+def test_names_outside_the_package_are_nouns_too() -> None:
+    files = [path for folder in OUTSIDE for path in sorted((TESTS.parent / folder).rglob("*.py"))]
+    unclear = {str(path.relative_to(TESTS.parent)): names_bound(path) & UNCLEAR for path in files}
+    assert not {path: names for path, names in unclear.items() if names}
 
 
 def test_tests_have_the_folders_of_the_package() -> None:

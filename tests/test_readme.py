@@ -61,8 +61,8 @@ def execute(command: list[str], variables: dict[str, str], place: Path) -> str:
 
 def scored(place: Path) -> str:
     """The folder of a run that was scored on the task demo."""
-    found = sorted((place / "results" / "runs").glob("evaluate-*/stage.json"))
-    return next((path.parent.name for path in found if json.loads(path.read_text())["stage"]["task"] == "demo"), "RUN")
+    paths = sorted((place / "results" / "runs").glob("evaluate-*/stage.json"))
+    return next((path.parent.name for path in paths if json.loads(path.read_text())["stage"]["task"] == "demo"), "RUN")
 
 
 def test_the_bench_commands_work_as_printed(place):

@@ -80,11 +80,11 @@ def test_data2vec_predicts_what_the_authors_recorded(golden, tmp_path):
 def test_deit_says_what_the_authors_recorded(golden, tmp_path):
     folder = golden / "g03_deit_distillation"
     inputs, outputs = recorded(folder, "model_inputs", "model_outputs")
-    said = conversion.build_objective(read_and_back(folder, tmp_path, "model_params")).predict(
+    predictions = conversion.build_objective(read_and_back(folder, tmp_path, "model_params")).predict(
         {"image": inputs["images"]}
     )
     for ours, theirs in (("cls", "logits_cls"), ("dist", "logits_dist"), ("logits", "eval_logits")):
-        torch.testing.assert_close(said[ours], outputs[theirs], **RECORDED)
+        torch.testing.assert_close(predictions[ours], outputs[theirs], **RECORDED)
     plain = conversion.build_objective(read_and_back(folder, tmp_path, "vit_params")).predict(
         {"image": inputs["images"]}
     )
@@ -130,7 +130,7 @@ def test_every_network_of_ours_comes_back_from_a_file_of_the_authors(tmp_path, n
 def test_segmentation_has_the_names_of_mmsegmentation(tmp_path):
     model = Model(**SEGMENTS, decoder="upernet")
     (path,) = conversion.write(network(model, purpose="segment"), model, "mean", "authors", tmp_path)
-    held = torch.load(path, weights_only=True)["state_dict"]
+    state = torch.load(path, weights_only=True)["state_dict"]
     assert {
         "backbone.fpn1.0.weight",
         "backbone.fpn1.1.running_mean",
@@ -138,8 +138,8 @@ def test_segmentation_has_the_names_of_mmsegmentation(tmp_path):
         "decode_head.psp_modules.0.1.conv.weight",
         "decode_head.conv_seg.bias",
         "auxiliary_head.convs.0.bn.weight",
-    } <= held.keys()
-    bare = conversion.read(boxed(tmp_path, held, "state_dict", meta={"epoch": 1}))  # as mmsegmentation saves it
+    } <= state.keys()
+    bare = conversion.read(boxed(tmp_path, state, "state_dict", meta={"epoch": 1}))  # as mmsegmentation saves it
     assert (bare.purpose, bare.model.decoder, bare.model.classes, bare.model.image_size) == (
         "segment",
         "upernet",
@@ -209,7 +209,7 @@ def test_the_conversion_that_a_refusal_proposes_gives_a_file_that_is_read(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("held", "said"),
+    ("content", "message"),
     [
         (
             {"model": {"fc.weight": torch.ones(1)}},
@@ -221,9 +221,9 @@ def test_the_conversion_that_a_refusal_proposes_gives_a_file_that_is_read(tmp_pa
         ({"patch_embed.proj.weight": torch.ones(8, 3, 4, 4)}, "lacks 'backbone.cls_token'"),
     ],
 )
-def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path, held, said):
-    torch.save(held, tmp_path / "weights.pth")
-    with pytest.raises(BenchError, match=said):
+def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path, content, message):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(BenchError, match=message):
         conversion.read(tmp_path / "weights.pth")
 
 

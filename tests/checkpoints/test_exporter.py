@@ -50,8 +50,8 @@ def output(tmp_path_factory) -> Iterator[Path]:
 
 def of(output: Path, method: str, kind: str = "") -> Run:
     runs = [Run(path.parent) for path in sorted((output / "runs").glob("*/stage.json"))]
-    (found,) = [run for run in runs if (run.stage().method, run.stage().kind) == (method, kind or LAST[method])]
-    return found
+    (run,) = [run for run in runs if (run.stage().method, run.stage().kind) == (method, kind or LAST[method])]
+    return run
 
 
 def pixels(model) -> torch.Tensor:
@@ -112,13 +112,13 @@ def test_a_segmentation_is_exported_with_its_decoder_and_without_a_crop(tmp_path
     exporter.export(run, "hf", tmp_path / "m", output=tmp_path)
     theirs, images = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "m").eval(), pixels(model)
     with torch.no_grad():
-        wanted, found = network.eval().predict({"image": images})["logits"], theirs(images).logits
-    torch.testing.assert_close(upsample(found, 64), wanted, atol=1e-5, rtol=0)
-    held = json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())
-    assert (held["size"], held["do_center_crop"]) == ({"shortest_edge": 64}, False)
-    told = (tmp_path / "m" / "README.md").read_text()
-    assert "windows of 64 pixels" in told
-    assert "mirror image" in told
+        expected, logits = network.eval().predict({"image": images})["logits"], theirs(images).logits
+    torch.testing.assert_close(upsample(logits, 64), expected, atol=1e-5, rtol=0)
+    processor = json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())
+    assert (processor["size"], processor["do_center_crop"]) == ({"shortest_edge": 64}, False)
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "windows of 64 pixels" in card
+    assert "mirror image" in card
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -142,8 +142,8 @@ def test_the_exported_preprocessing_is_that_of_the_evaluation(protocol, width, h
     wanted = normalise(eval_view(protocol)({"image": shown, "label": 0})["image"], protocol.mean, protocol.std)
     for backend, levels in (("pil", 0.01), ("torchvision", 2.01)):
         processor = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
-        found = processor(shown, return_tensors="pt")["pixel_values"][0]
-        ours, theirs = overlapping(wanted, found, protocol, width, height)
+        values = processor(shown, return_tensors="pt")["pixel_values"][0]
+        ours, theirs = overlapping(wanted, values, protocol, width, height)
         assert (255 * min(protocol.std) * (ours - theirs)).abs().max() < levels
 
 
@@ -174,13 +174,13 @@ def test_the_card_says_what_was_reached_and_where_it_comes_from(output, tmp_path
     assert result["metrics"][0]["value"] == pytest.approx(scored.results()["metrics"]["top1"], abs=1e-3)
     assert (result["dataset"]["type"], result["dataset"]["split"]) == ("demo", "val")
     stage = run.stage()
-    for told in (
+    for fact in (
         stage.key,
         scored.stage().key,
         of(output, "beit", "tokenizer").root.name,
         stage.data["train"].identity,
     ):
-        assert told in text
+        assert fact in text
     assert "| recipe.epochs | 100 | 0.5 |" in text
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert list(config["id2label"].values()) == list("0123456789")

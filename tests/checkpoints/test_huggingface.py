@@ -47,9 +47,9 @@ SEGMENTS = {**BASE, **RELATIVE, "num_hidden_layers": 12, "image_size": 32, "patc
 
 def loaded(kind, folder):
     """What transformers makes of a folder; nothing may be missing, over, or of another shape."""
-    found, told = kind.from_pretrained(folder, output_loading_info=True)
-    assert not any(told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return found.eval()
+    network, info = kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return network.eval()
 
 
 def logits_of(network, model, **inputs):
@@ -258,7 +258,7 @@ def saved(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"hidden_act": "relu"}, "hidden_act = 'relu' instead of 'gelu'"),
         ({"model_type": "swin"}, "no architecture in transformers that bench reads 'swin'"),
@@ -270,8 +270,8 @@ def saved(folder, **changes):
         ({"num_hidden_layers": 2}, r"has, unexpectedly, backbone\.blocks\.2.*--partial"),
     ],
 )
-def test_a_config_that_no_network_of_ours_can_be_is_refused(tmp_path, changes, said):
-    with pytest.raises(BenchError, match=said):
+def test_a_config_that_no_network_of_ours_can_be_is_refused(tmp_path, changes, message):
+    with pytest.raises(BenchError, match=message):
         conversion.read(saved(tmp_path, **changes))
 
 
@@ -317,7 +317,7 @@ def test_labels_are_written_into_the_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "said"),
+    ("values", "options", "message"),
     [
         ({}, {"representation": True}, "tanh layer.*vit:strong"),
         ({"distilled": True}, {"pool": "mean"}, "DeiT has neither mean pooling"),
@@ -325,8 +325,8 @@ def test_labels_are_written_into_the_config(tmp_path):
         (ADE | {"patch_size": 8}, {"purpose": "segment"}, "patches of 8 pixels instead of 16"),
     ],
 )
-def test_a_network_that_transformers_has_not_is_refused_with_what_can_be_done(tmp_path, values, options, said):
+def test_a_network_that_transformers_has_not_is_refused_with_what_can_be_done(tmp_path, values, options, message):
     model, options = Model(**SMALL | values), {"pool": "token", **options}
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         conversion.write(network(model, **options), model, options["pool"], "hf", tmp_path)
     assert not [*tmp_path.iterdir()]

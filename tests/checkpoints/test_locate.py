@@ -137,18 +137,20 @@ def test_an_old_model_on_the_hub_has_a_bin_file(tmp_path):
 def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it():
     with pytest.raises(BenchError) as caught:
         locate("facebook/data2vec-vision-base")
-    for told in (
+    for words in (
         "hf download facebook/data2vec-vision-base",
         "HF_HUB_OFFLINE",
         "HF_HOME",
         "config.json",
         "into a folder",
     ):
-        assert told in str(caught.value)
+        assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "told"), [(RepositoryNotFoundError, "no such model"), (GatedRepoError, "permission")])
-def test_what_the_hub_refuses_is_said(monkeypatch, kind, told):
+@pytest.mark.parametrize(
+    ("kind", "message"), [(RepositoryNotFoundError, "no such model"), (GatedRepoError, "permission")]
+)
+def test_what_the_hub_refuses_is_said(monkeypatch, kind, message):
     def refuse(*_, local_files_only, **__):
         if local_files_only:
             raise LocalEntryNotFoundError("not here")
@@ -157,7 +159,7 @@ def test_what_the_hub_refuses_is_said(monkeypatch, kind, told):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(BenchError, match=told):
+    with pytest.raises(BenchError, match=message):
         locate("facebook/data2vec-visoin-base")
 
 

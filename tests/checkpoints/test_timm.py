@@ -122,13 +122,13 @@ def test_a_file_of_timm_needs_no_config(tmp_path):
 def test_settings_of_timm_are_read_as_preprocessing(tmp_path):
     saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    found = conversion.read(tmp_path).preprocessing
-    assert found["crop_ratio"] == config["pretrained_cfg"]["crop_pct"]
-    assert (found["resolution"], found["interpolation"]) == (32, "bicubic")
+    preprocessing = conversion.read(tmp_path).preprocessing
+    assert preprocessing["crop_ratio"] == config["pretrained_cfg"]["crop_pct"]
+    assert (preprocessing["resolution"], preprocessing["interpolation"]) == (32, "bicubic")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"global_pool": "avg", "fc_norm": False}, "pools by 'avg', with its norm elsewhere"),
         ({"global_pool": "map"}, "pools by 'map'"),
@@ -139,14 +139,14 @@ def test_settings_of_timm_are_read_as_preprocessing(tmp_path):
         ({"act_layer": "gelu_tanh"}, "our networks have the exact GELU"),
     ],
 )
-def test_a_vit_of_timm_that_is_none_of_ours_is_refused(tmp_path, options, said):
+def test_a_vit_of_timm_that_is_none_of_ours_is_refused(tmp_path, options, message):
     saved(tmp_path, **options)
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         conversion.read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "said"),
+    ("values", "options", "message"),
     [
         ({}, {"representation": True}, "tanh layer"),
         ({"distilled": True}, {"pool": "mean"}, "distillation token and mean pooling"),
@@ -154,7 +154,7 @@ def test_a_vit_of_timm_that_is_none_of_ours_is_refused(tmp_path, options, said):
         ({"decoder": "linear"}, {"purpose": "segment"}, "segmentation decoder"),
     ],
 )
-def test_a_network_that_timm_has_not_is_refused_with_what_can_be_done(tmp_path, values, options, said):
+def test_a_network_that_timm_has_not_is_refused_with_what_can_be_done(tmp_path, values, options, message):
     model, options = Model(**SMALL | values), {"pool": "token", **options}
-    with pytest.raises(BenchError, match=f"{said}.*--to authors"):
+    with pytest.raises(BenchError, match=f"{message}.*--to authors"):
         conversion.write(network(model, **options), model, options["pool"], "timm", tmp_path)

@@ -60,8 +60,8 @@ def kinds(planned: Plan) -> list[str]:
 
 
 def the(planned: Plan, kind: str) -> Stage:
-    (found,) = [stage for stage in planned.stages.values() if stage.kind == kind]
-    return found
+    (stage,) = [stage for stage in planned.stages.values() if stage.kind == kind]
+    return stage
 
 
 def small(folder: Path, method: str, only: str, **values: Any) -> dict[str, Any]:
@@ -160,13 +160,13 @@ def test_the_authors_hand_over_is_made(tmp_path):
     source = pretrained(tmp_path / "m", PLUS.model_copy(update={"image_size": 64}))
     run = small(tmp_path, "data2vec", start_from=str(source), only="finetune")["finetune"]
     started = building.objective(run.stage(), run).state_dict()
-    held = conversion.read(source).state
+    state = conversion.read(source).state
     for name in ("backbone.blocks.2.attn.qkv.weight", "backbone.cls_token", "backbone.blocks.0.gamma_1"):
-        assert torch.equal(started[name], held[name])
+        assert torch.equal(started[name], state[name])
     tables = [started[f"backbone.blocks.{block}.attn.relative_position_bias_table"] for block in range(4)]
     assert all(torch.equal(table, tables[0]) for table in tables)
     assert tables[0].shape == (11 * 11 + 3, 3)  # 6 x 6 patches, from 8 x 8
-    torch.testing.assert_close(tables[0][-3:], held["backbone.rel_pos_bias.relative_position_bias_table"][-3:])
+    torch.testing.assert_close(tables[0][-3:], state["backbone.rel_pos_bias.relative_position_bias_table"][-3:])
     report = json.loads(run.path("start.json").read_text())
     assert report["facts"]["digest"] == locate(str(source)).digest
     assert report["facts"]["purpose"] == "pretrain"
@@ -183,17 +183,17 @@ def test_it_trains_and_is_scored_from_there(tmp_path):
     assert runs["evaluate"].results()["n"] == 64
     exporter.export(runs["evaluate"], "hf", tmp_path / "card", output=tmp_path)
     assert "starts from m (sha256" in (tmp_path / "card" / "README.md").read_text()
-    told = CliRunner().invoke(app, ["show", str(runs["evaluate"].root)]).output
-    assert f"pretrained weights, finetune: m, sha256 {locate(str(source)).digest}" in told
+    text = CliRunner().invoke(app, ["show", str(runs["evaluate"].root)]).output
+    assert f"pretrained weights, finetune: m, sha256 {locate(str(source)).digest}" in text
 
 
 def test_a_teacher_of_itself_starts_as_its_student(tmp_path):
     source = pretrained(tmp_path / "m", PLUS.model_copy(update={"layer_scale": 1e-4}))
     run = small(tmp_path, "data2vec", start_from=str(source), only="pretrain")["pretrain"]
     objective: Any = building.objective(run.stage(), run)
-    held = conversion.read(source).state["backbone.blocks.0.mlp.fc1.weight"]
+    weight = conversion.read(source).state["backbone.blocks.0.mlp.fc1.weight"]
     for backbone in (objective.backbone, objective.teacher):
-        assert torch.equal(backbone.blocks[0].mlp.fc1.weight, held)
+        assert torch.equal(backbone.blocks[0].mlp.fc1.weight, weight)
 
 
 def test_weights_without_a_mask_token_start_a_pretraining_with_a_new_one(tmp_path):

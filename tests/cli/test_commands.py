@@ -104,7 +104,7 @@ def test_precision_is_a_part_of_the_result() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["plan", "demmo"], "Did you mean demo?"),
         (["plan", "-m", "bait", "-t", "demo"], "no method 'bait'"),
@@ -135,8 +135,8 @@ def test_precision_is_a_part_of_the_result() -> None:
     ],
     ids=lambda value: " ".join(value[-3:]) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_named_on_stderr_with_what_would_work(arguments: list[str], said: str) -> None:
-    assert said in refused(*arguments)
+def test_a_mistake_is_named_on_stderr_with_what_would_work(arguments: list[str], message: str) -> None:
+    assert message in refused(*arguments)
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(here: Path) -> None:
@@ -210,8 +210,8 @@ def test_seeds_are_added_by_an_option() -> None:
 
 
 def test_a_study_on_published_data_is_planned_before_anybody_has_them() -> None:
-    told = bench("plan", "beit-table4").stdout
-    assert "imagenet/train  1,281,167  all     not looked at" in told
-    assert "without sharing 42 stages" in told
-    assert told.count("pretrain beit:pixels imagenet1k") == 1
+    text = bench("plan", "beit-table4").stdout
+    assert "imagenet/train  1,281,167  all     not looked at" in text
+    assert "without sharing 42 stages" in text
+    assert text.count("pretrain beit:pixels imagenet1k") == 1
     assert "imagenet" in refused("run", "beit-table4")

@@ -36,7 +36,7 @@ def test_an_unknown_key_inside_a_table_is_answered_with_the_nearest_of_that_tabl
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"epochs": -3}, "epochs = -3: input should be greater than 0"),
         ({"epochs": 0}, "epochs = 0"),
@@ -48,8 +48,8 @@ def test_an_unknown_key_inside_a_table_is_answered_with_the_nearest_of_that_tabl
         ({"optimizer": "adam"}, "optimizer = 'adam': input should be 'adamw' or 'sgd'"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_would_be_right(values: dict[str, object], said: str) -> None:
-    with pytest.raises(BenchError, match=said.replace("(", r"\(")):
+def test_a_wrong_value_is_named_with_what_would_be_right(values: dict[str, object], message: str) -> None:
+    with pytest.raises(BenchError, match=message.replace("(", r"\(")):
         parse(Recipe, values, "here")
 
 

@@ -95,7 +95,7 @@ def covering(label: int, size: tuple[int, int] = (40, 36), mode: str = "L") -> b
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (covering(151), "ADE_val_00000001.png has the label 151; there are 0, for no class, and 1 to 150"),
         (covering(3, (20, 18)), r"ADE_val_00000001.png is 20 x 18 pixels, but its image is 40 x 36"),
@@ -105,10 +105,10 @@ def covering(label: int, size: tuple[int, int] = (40, 36), mode: str = "L") -> b
         (covering(3)[:40], "ADE_val_00000001.png cannot be read as a label map"),
     ],
 )
-def test_a_map_that_cannot_be_is_named_when_it_is_read(home, content, said):
+def test_a_map_that_cannot_be_is_named_when_it_is_read(home, content, message):
     write(home / "annotations/validation/ADE_val_00000001.png", content)
     data = source(home)
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         data[0]
     assert data[1]["map"].max() == 255
 
@@ -130,7 +130,7 @@ def test_swapped_folders_are_recognised(home):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "said"),
+    ("kind", "name", "message"),
     [
         (
             "annotations",
@@ -140,9 +140,9 @@ def test_swapped_folders_are_recognised(home):
         ("images", "ADE_val_00000002.jpg", r"1 of 3 files of .*annotations/validation have no image .*_00000002.png"),
     ],
 )
-def test_an_image_without_map_and_the_reverse_are_named(home, kind, name, said):
+def test_an_image_without_map_and_the_reverse_are_named(home, kind, name, message):
     (home / kind / "validation" / name).unlink()
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         source(home)
 
 

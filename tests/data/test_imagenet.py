@@ -107,7 +107,7 @@ def test_a_list_of_classes_may_be_a_file_beside_the_data(copy):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda train: shutil.rmtree(train / "n01443537"), r"it lacks 1: n01443537 \(goldfish\)"),
         (lambda train: write(train / "n01484850/x.jpg", jpeg(0)), "no class of it: n01484850"),
@@ -117,10 +117,10 @@ def test_a_list_of_classes_may_be_a_file_beside_the_data(copy):
         (lambda train: [path.unlink() for path in (train / "n01443537").iterdir()], "no images in the class folder"),
     ],
 )
-def test_a_class_folder_too_few_too_many_renamed_or_empty_is_named(copy, spoil, said):
+def test_a_class_folder_too_few_too_many_renamed_or_empty_is_named(copy, spoil, message):
     root = copy("folders")
     spoil(root / "train")
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         source(root)
 
 
@@ -156,7 +156,7 @@ def test_the_archive_of_kaggle_is_found_from_inside(made, below):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (
             lambda root: (root / "LOC_val_solution.csv").unlink(),
@@ -170,10 +170,10 @@ def test_the_archive_of_kaggle_is_found_from_inside(made, below):
         (lambda root: table(root, "n02119789", "n01440764"), r"it lacks 1: n02119789 \(kit fox\)"),
     ],
 )
-def test_a_flat_val_and_its_table_must_agree(copy, spoil, said):
+def test_a_flat_val_and_its_table_must_agree(copy, spoil, message):
     root = copy("kaggle")
     spoil(root)
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         source(root, "val")
 
 
@@ -206,7 +206,7 @@ def test_an_unknown_split_offers_those_there_are(made):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"names": ENGLISH[::-1]}, r"class 0 is 'kit fox.*in the order of the WordNet ids it is n01440764 \(tench\)"),
         ({"names": WORDNET_IDS[::-1]}, "class 0 is n02119789, but in the order of the WordNet ids it is n01440764"),
@@ -222,7 +222,7 @@ def test_an_unknown_split_offers_those_there_are(made):
         ({"path": "ILSVRC2012_val_00000001.JPEG"}, "two images have the name 'ILSVRC2012_val_00000001'"),
     ],
 )
-def test_a_table_whose_classes_labels_or_names_cannot_be_is_refused(tmp_path, change, said):
+def test_a_table_whose_classes_labels_or_names_cannot_be_is_refused(tmp_path, change, message):
     rows = layouts.hub_rows("val")
     for row in rows:
         row["label"] = change.get("label", row["label"])
@@ -230,7 +230,7 @@ def test_a_table_whose_classes_labels_or_names_cannot_be_is_refused(tmp_path, ch
         row |= {change.get("column", "image"): row.pop("image")}
     made = layouts.table(rows, {"label": list(change.get("names", ENGLISH))})
     pq.write_table(made.select(sorted(made.column_names, reverse=True)), tmp_path / "validation.parquet")
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         source(tmp_path, "val")
 
 

@@ -116,7 +116,7 @@ def test_an_empty_file_and_another_kind_of_file_are_named(root):
 
 
 @pytest.mark.parametrize(
-    ("samples", "said"),
+    ("samples", "message"),
     [
         ([sample("n01440764_1"), sample("n01440764_1")], "train-0.tar: the key n01440764_1 is there twice"),
         ([("000", {"jpg": jpeg(0)})], "the sample 000 has no label: no 000.cls, no label in 000.json"),
@@ -126,9 +126,9 @@ def test_an_empty_file_and_another_kind_of_file_are_named(root):
         ([sample("n01440764_1", label=2)], r"has the label 2, which is n02119789 \(kit fox\), but its name says n0144"),
     ],
 )
-def test_a_sample_that_is_double_or_without_a_label_is_named(tmp_path, samples, said):
+def test_a_sample_that_is_double_or_without_a_label_is_named(tmp_path, samples, message):
     shard(tmp_path / "train-0.tar", samples)
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         source(tmp_path)
 
 

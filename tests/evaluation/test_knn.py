@@ -24,7 +24,7 @@ def test_votes_equal_a_loop(neighbours):
     features = normalize(torch.randn(30, 4, generator=generator), dim=1)
     queries = normalize(torch.randn(6, 4, generator=generator), dim=1)
     labels = torch.arange(30) % 3
-    found = vote(queries, features, labels, 3, neighbours=neighbours, temperature=0.5)
-    for query, votes in zip(queries.tolist(), found.tolist(), strict=True):
+    totals = vote(queries, features, labels, 3, neighbours=neighbours, temperature=0.5)
+    for query, votes in zip(queries.tolist(), totals.tolist(), strict=True):
         expected = naive_vote(query, features.tolist(), labels.tolist(), 3, neighbours, 0.5)
         assert votes == pytest.approx(expected, rel=1e-4)

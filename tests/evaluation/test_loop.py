@@ -251,9 +251,9 @@ def test_several_sizes_and_mirror_images_have_their_probabilities_averaged(accel
     split = segmented(protocol)
     batch = next(batches(split, accelerator))
     window_logits = list(predict(Columns(), batch, split, accelerator.device)["window_logits"])
-    for index, found in enumerate(window_logits):
-        assert [times for _, times in found] == [2, 2, 1, 1]  # 0.5 is as large as 1, a picture fills a window
-        assert np.array_equal(decide(found, scene(index)["map"].shape).numpy(), naive(index, protocol))
+    for index, windows in enumerate(window_logits):
+        assert [times for _, times in windows] == [2, 2, 1, 1]  # 0.5 is as large as 1, a picture fills a window
+        assert np.array_equal(decide(windows, scene(index)["map"].shape).numpy(), naive(index, protocol))
     parts = [areas(torch.from_numpy(naive(i, protocol)), torch.from_numpy(scene(i)["map"]), 3, 255) for i in range(4)]
     assert evaluate(Columns(), split, accelerator).metrics["mIoU"] == pytest.approx(overlap(total(parts)).mIoU)
 

@@ -60,9 +60,9 @@ def test_areas_equal_a_loop_over_pixels(ignore):
 
 def test_a_class_may_be_the_ignored_one():
     labels = torch.tensor([[0, 1], [1, 1]], dtype=torch.uint8)
-    found = areas(torch.tensor([[0, 1], [0, 1]]), labels, 2, 0)
-    assert found.labelled.tolist() == [0, 3]
-    assert found.predicted.tolist() == [1, 2]
+    counts = areas(torch.tensor([[0, 1], [0, 1]]), labels, 2, 0)
+    assert counts.labelled.tolist() == [0, 3]
+    assert counts.predicted.tolist() == [1, 2]
 
 
 def test_absent_classes_do_not_count_and_wrongly_predicted_ones_count_as_zero():

@@ -85,11 +85,11 @@ def test_hidden_devices_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_configuration_leaves_nothing_to_the_users_defaults() -> None:
-    one = yaml.safe_load(accelerate_config(Slot((), 2), 1))
-    assert (one["distributed_type"], one["use_cpu"], one["num_processes"]) == ("NO", True, 1)
+    single = yaml.safe_load(accelerate_config(Slot((), 2), 1))
+    assert (single["distributed_type"], single["use_cpu"], single["num_processes"]) == ("NO", True, 1)
     pair = yaml.safe_load(accelerate_config(Slot(("4", "6"), 2), 2))
     assert (pair["distributed_type"], pair["use_cpu"], pair["gpu_ids"]) == ("MULTI_GPU", False, "4,6")
-    for values in (one, pair):
+    for values in (single, pair):
         assert values["mixed_precision"] == "no"  # precision is the stage's, not the launcher's
         assert values["compute_environment"] == "LOCAL_MACHINE"
 
@@ -98,9 +98,9 @@ SPEAK = """
 import json, os, sys
 from accelerate import Accelerator
 accelerator = Accelerator(cpu=True)
-found = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "KEPT")}
-found |= {"processes": accelerator.num_processes, "rank": accelerator.process_index, "folders": sys.argv[1:]}
-print(json.dumps(found), flush=True)
+answer = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "KEPT")}
+answer |= {"processes": accelerator.num_processes, "rank": accelerator.process_index, "folders": sys.argv[1:]}
+print(json.dumps(answer), flush=True)
 """
 
 
@@ -120,20 +120,20 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slot: Slot, proces
 
 
 def test_a_launch_starts_as_many_processes_as_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = launched(tmp_path, monkeypatch, Slot((), 1), processes=2)
-    assert sorted(said["rank"] for said in found) == [0, 1]  # type: ignore[type-var]
-    assert [said["processes"] for said in found] == [2, 2]
+    answers = launched(tmp_path, monkeypatch, Slot((), 1), processes=2)
+    assert sorted(answer["rank"] for answer in answers) == [0, 1]  # type: ignore[type-var]
+    assert [answer["processes"] for answer in answers] == [2, 2]
 
 
 def test_a_launch_sees_its_own_devices_and_the_users_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    (found,) = launched(tmp_path, monkeypatch, Slot(("6",), 2), processes=1)
-    assert found["CUDA_VISIBLE_DEVICES"] == "6"
-    assert found["OMP_NUM_THREADS"] == "2"
-    assert found["KEPT"] == "as it was"
-    assert len(found["folders"]) == 2  # type: ignore[arg-type]
+    (answer,) = launched(tmp_path, monkeypatch, Slot(("6",), 2), processes=1)
+    assert answer["CUDA_VISIBLE_DEVICES"] == "6"
+    assert answer["OMP_NUM_THREADS"] == "2"
+    assert answer["KEPT"] == "as it was"
+    assert len(answer["folders"]) == 2  # type: ignore[arg-type]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
 
 

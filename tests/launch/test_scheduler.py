@@ -127,10 +127,10 @@ def test_a_failure_stops_only_what_depends_on_it(tmp_path: Path, monkeypatch: py
         ("deit", "evaluate"): "blocked",
     }
     assert outcome.exit_code == 1
-    (told,) = [line for line in watcher.lines if line.startswith("failed")]
-    assert "diverged at step 3" in told
-    assert "the loss is not a number" in told
-    assert "stderr.log" in told
+    (line,) = [line for line in watcher.lines if line.startswith("failed")]
+    assert "diverged at step 3" in line
+    assert "the loss is not a number" in line
+    assert "stderr.log" in line
 
 
 def test_what_rode_along_behind_a_failure_runs_when_it_does_not_need_it(

@@ -56,8 +56,8 @@ def batch(variant="", images=4):
     torch.manual_seed(0)
     random.seed(0)
     pictures = [Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(images)]
-    seen = [view({"image": picture, "label": -1}) for picture in pictures]
-    stacked = {name: torch.stack([one[name] for one in seen]) for name in ("image", "token_image", "hidden")}
+    samples = [view({"image": picture, "label": -1}) for picture in pictures]
+    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in ("image", "token_image", "hidden")}
     return stacked | {"image": stacked["image"] / 127.5 - 1, "position": torch.arange(images)}
 
 

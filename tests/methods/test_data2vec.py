@@ -46,8 +46,8 @@ def batch(images=4):
     torch.manual_seed(0)
     random.seed(0)
     pictures = [Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(images)]
-    seen = [view({"image": picture, "label": -1}) for picture in pictures]
-    stacked = {name: torch.stack([one[name] for one in seen]) for name in ("image", "hidden")}
+    samples = [view({"image": picture, "label": -1}) for picture in pictures]
+    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in ("image", "hidden")}
     return stacked | {"image": stacked["image"] / 127.5 - 1, "position": torch.arange(images)}
 
 
@@ -174,8 +174,8 @@ def test_the_ramp_goes_on_where_a_checkpoint_left_it():
             for parameter in ours.backbone.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=shaken_by))
         ours.after_step(4 / 10)
-    for one, other in zip(first.teacher.parameters(), second.teacher.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for parameter, other in zip(first.teacher.parameters(), second.teacher.parameters(), strict=True):
+        assert torch.equal(parameter, other)
 
 
 def test_the_teacher_starts_as_the_student_and_stays_in_evaluation_mode():
@@ -191,8 +191,8 @@ def test_stochastic_depth_moves_the_student_and_not_the_teacher():
     torch.manual_seed(0)
     targets = [ours.targets(ours.prepare(given, seed=0, step=step, batch_size=4)) for step in range(2)]
     assert torch.equal(*targets)
-    kept = [ours.predictions(ours.prepare(given, seed=0, step=step, batch_size=4)) for step in range(2)]
-    assert not torch.equal(*kept)
+    predictions = [ours.predictions(ours.prepare(given, seed=0, step=step, batch_size=4)) for step in range(2)]
+    assert not torch.equal(*predictions)
 
 
 def test_the_teacher_is_in_the_checkpoint():

@@ -144,8 +144,8 @@ def test_gumbel_noise_has_its_known_mean_and_deviation():
 
 def test_the_divergence_is_none_for_an_undecided_choice_and_largest_for_a_certain_one():
     certain = torch.tensor([100.0, 0.0, 0.0, 0.0]).view(1, 4, 1, 1)
-    found = divergence_from_uniform(torch.cat([torch.zeros(1, 4, 1, 1), certain]))
-    torch.testing.assert_close(found, torch.tensor([0.0, np.log(4)], dtype=torch.float32), atol=1e-6, rtol=0)
+    divergence = divergence_from_uniform(torch.cat([torch.zeros(1, 4, 1, 1), certain]))
+    torch.testing.assert_close(divergence, torch.tensor([0.0, np.log(4)], dtype=torch.float32), atol=1e-6, rtol=0)
 
 
 def test_perplexity_counts_the_words_in_use():

@@ -44,7 +44,7 @@ def test_a_pyramid_that_cannot_be_built_is_refused(patch_size, size):
 
 
 def test_names_and_shapes_are_those_of_mmsegmentation():
-    found = {name: tuple(value.shape) for name, value in decoder().state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in decoder().state_dict().items()}
     expected = {
         "fpn1.0.weight": (12, 12, 2, 2),
         "fpn1.1.running_mean": (12,),
@@ -61,8 +61,8 @@ def test_names_and_shapes_are_those_of_mmsegmentation():
         "auxiliary_head.convs.0.bn.weight": (256,),
         "auxiliary_head.conv_seg.bias": (3,),
     }
-    assert {name: found.get(name) for name in expected} == expected
-    assert not [name for name in found if re.match(r"fpn[34]|.*dropout|.*conv\.bias", name)]
+    assert {name: shapes.get(name) for name in expected} == expected
+    assert not [name for name in shapes if re.match(r"fpn[34]|.*dropout|.*conv\.bias", name)]
 
 
 def mmseg_name(name: str) -> str:
@@ -94,7 +94,7 @@ def test_heads_give_the_logits_of_transformers_with_the_same_weights():
 
 def test_the_auxiliary_head_speaks_only_while_learning():
     net = decoder()
-    assert {name: tuple(found.shape) for name, found in net.train()(*LAYERS).items()} == {
+    assert {name: tuple(value.shape) for name, value in net.train()(*LAYERS).items()} == {
         "logits": (2, 3, 64, 64),
         "auxiliary": (2, 3, 64, 64),
     }
@@ -112,11 +112,11 @@ def weighted_norm() -> nn.Sequential:
 def through(norm: nn.Sequential, pictures: torch.Tensor, upstream: torch.Tensor) -> dict[str, torch.Tensor]:
     """What comes out, the gradients, and the running statistics."""
     pictures = pictures.clone().requires_grad_()
-    found = norm(pictures)
-    found.backward(upstream)
+    output = norm(pictures)
+    output.backward(upstream)
     layer = norm[0]
     return {
-        "out": found.detach(),
+        "out": output.detach(),
         "gradient": pictures.grad,
         "weight": layer.weight.grad,
         "bias": layer.bias.grad,
@@ -142,13 +142,13 @@ def scene() -> dict[str, torch.Tensor]:
 
 def test_both_heads_learn_and_the_auxiliary_one_counts_for_less():
     objective, given = learner().train(), scene()
-    found = objective.prepare(given, seed=0, step=0, batch_size=2)
+    batch = objective.prepare(given, seed=0, step=0, batch_size=2)
     torch.manual_seed(1)
-    sums = objective(found)
+    sums = objective(batch)
     sums["loss"].backward()
     assert [name for name, parameter in objective.named_parameters() if parameter.grad is None] == []
     torch.manual_seed(1)
-    outputs = objective.predict(found)
+    outputs = objective.predict(batch)
     main, auxiliary = (
         nn.functional.cross_entropy(outputs[name], given["map"].long(), reduction="sum")
         for name in ("logits", "auxiliary")

@@ -13,17 +13,17 @@ import torch
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        found = cases(metafunc.config.getoption("--golden") / metafunc.module.GOLDEN, metafunc.module)
-        metafunc.parametrize("case", found, ids=[path.stem for path in found])
+        paths = cases(metafunc.config.getoption("--golden") / metafunc.module.GOLDEN, metafunc.module)
+        metafunc.parametrize("case", paths, ids=[path.stem for path in paths])
 
 
 def cases(folder: Path, module: Any) -> list[Path]:
     """What the tests of a module run on."""
     pattern, is_case = getattr(module, "CASES", None), getattr(module, "is_case", Path.is_dir)
-    found = sorted(folder.glob(pattern)) if pattern else sorted(path for path in folder.glob("*") if is_case(path))
-    if not found:
+    paths = sorted(folder.glob(pattern)) if pattern else sorted(path for path in folder.glob("*") if is_case(path))
+    if not paths:
         pytest.fail(f"{folder} holds nothing for {module.__name__} to compare with", pytrace=False)
-    return found
+    return paths
 
 
 @pytest.fixture(autouse=True)

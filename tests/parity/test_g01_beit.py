@@ -89,10 +89,10 @@ def test_the_words_asked_for_are_the_labels(case, objective, given):
 
 def test_logits_of_hidden_patches_and_loss(case, objective, given):
     path = case / "outputs.safetensors"
-    found, expected = objective(given), arrays(path)
+    sums, expected = objective(given), arrays(path)
     near(objective.predictions(given), path, "logits_masked", "outputs")
-    number((found["loss"] / found["count"]).item(), path, "loss", "loss")
-    assert (found["masked_accuracy"] / found["count"]).item() == pytest.approx(expected["mlm_acc"].item(), abs=1e-6)
+    number((sums["loss"] / sums["count"]).item(), path, "loss", "loss")
+    assert (sums["masked_accuracy"] / sums["count"]).item() == pytest.approx(expected["mlm_acc"].item(), abs=1e-6)
 
 
 def test_logits_of_all_patches(case, objective, given):

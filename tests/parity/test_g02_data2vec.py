@@ -34,8 +34,8 @@ class Scaled(PredictTeacher):
     factor = 1.0
 
     def forward(self, batch):
-        found = super().forward(batch)
-        return found | {"loss": self.factor * found["loss"]}
+        sums = super().forward(batch)
+        return sums | {"loss": self.factor * sums["loss"]}
 
 
 def named(name):
@@ -87,8 +87,8 @@ def batch(case):
 def test_every_block_of_the_teacher(case, objective, batch):
     path = case / "outputs.safetensors"
     expected = arrays(path)["teacher_layer_results"]
-    found = objective.teacher(batch["image"], layers=range(len(expected))).layers
-    ours = torch.stack([objective.teacher.patches(tokens) for tokens in found])
+    layers = objective.teacher(batch["image"], layers=range(len(expected))).layers
+    ours = torch.stack([objective.teacher.patches(tokens) for tokens in layers])
     near(ours, path, "teacher_layer_results", "outputs")
 
 
@@ -96,8 +96,8 @@ def test_targets_predictions_and_loss(case, objective, batch):
     path = case / "outputs.safetensors"
     near(objective.targets(batch), path, "targets", "outputs")
     near(objective.predictions(batch), path, "predictions", "outputs")
-    found = objective(batch)
-    number((found["loss"] / found["count"]).item(), path, "loss", "loss")
+    sums = objective(batch)
+    number((sums["loss"] / sums["count"]).item(), path, "loss", "loss")
 
 
 def test_in_double_precision_nothing_but_roundings_are_left(case, objective, batch):
@@ -154,7 +154,7 @@ def test_steps_of_student_and_teacher(case, config, objective, precision):
 def test_the_teachers_index_of_positions_is_never_averaged(golden):
     """The authors' average truncates it for the decays that the note lists; ours leaves it as it is."""
     note = read(golden / GOLDEN / "integer_buffer_note.json")
-    lowered = [name for name, found in note.items() if found["index_values_lowered_by_one"]]
+    lowered = [name for name, entry in note.items() if entry["index_values_lowered_by_one"]]
     assert lowered
     for name in lowered:
         grid, decay = name.removeprefix("grid").split("_decay")

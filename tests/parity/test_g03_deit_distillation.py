@@ -135,9 +135,9 @@ def test_features_and_logits_of_each_head_and_their_mean_are_the_recorded_ones(f
         arrays(folder / "model_inputs.safetensors")["images"],
     )
     path = folder / f"{file}.safetensors"
-    found = answers(ours, images)
-    assert found.keys() == arrays(path).keys()
-    for name, value in found.items():
+    outputs = answers(ours, images)
+    assert outputs.keys() == arrays(path).keys()
+    for name, value in outputs.items():
         near(value, path, name, "outputs")
     exact, doubled = arrays(folder / f"{file}_float64.safetensors"), answers(ours.double(), images.double())
     assert doubled.keys() == exact.keys()

@@ -32,9 +32,9 @@ def ours(name):
 
 @pytest.fixture
 def recorded(case):
-    found = read(case)
-    assert found["parameters"]
-    return found
+    record = read(case)
+    assert record["parameters"]
+    return record
 
 
 def test_every_parameter_has_the_recorded_layer_rate_decay_and_group(recorded):
@@ -44,11 +44,11 @@ def test_every_parameter_has_the_recorded_layer_rate_decay_and_group(recorded):
     undecayed = recorded.get("no_decay_names", [])  # none in segmentation, where the authors' prefix hides them
     groups = parameter_groups(objective, recipe, undecayed=undecayed)
     assert {group["name"] for group in groups} == set(recorded["groups"])
-    found = {name: group for group in groups for name in group["names"]}
-    assert len(found) == len(recorded["parameters"])
+    group_of = {name: group for group in groups for name in group["names"]}
+    assert len(group_of) == len(recorded["parameters"])
     for parameter in recorded["parameters"]:
         name = ours(parameter["name"])
-        group = found[name]
+        group = group_of[name]
         assert group["lr_scale"] == pytest.approx(parameter["lr_scale"], rel=1e-12), parameter["name"]
         assert group["weight_decay"] == parameter["weight_decay"], parameter["name"]
         assert group["decay"] == parameter["decay"], parameter["name"]

@@ -11,9 +11,9 @@ from bench.training.schedule import learning_rate, weight_decay
 GOLDEN = "g05_schedules"
 
 
-def equal(found, expected, **notes):
+def equal(values, expected, **notes):
     """To nine digits of what our formulas give in double precision, and of the peak where they end at zero."""
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15 * np.abs(expected).max(), **notes)
+    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-15 * np.abs(expected).max(), **notes)
 
 
 def cosine(options):
@@ -51,8 +51,8 @@ def ema_decay(options):
     decay = Decay(
         options["decay"], options["decay_init"], ramp, epochs=options["epochs"], constant_share=constant_share
     )
-    found = [decay.at(step, steps=steps) for step in range(steps)]
-    return [0.0 if value == 1.0 else value for value in found]
+    decays = [decay.at(step, steps=steps) for step in range(steps)]
+    return [0.0 if value == 1.0 else value for value in decays]
 
 
 KINDS = {"cosine": cosine, "tri_phase": tri_phase, "ema_decay": ema_decay}

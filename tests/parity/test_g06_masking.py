@@ -48,17 +48,17 @@ def errors(choices, options, tables):
     edges, shifts = tables["bbox_log_aspect_edges"], len(tables["joint_probability"])
     bins = {name: len(table) for name, table in tables.items() if name.endswith("_hist")}
     ours, samples = mask_statistics(choices, bins=bins, edges=edges, shifts=shifts), options["samples"]
-    found = {name: errors_of_histogram(ours[name], tables[name], samples) for name in bins}
-    found |= {name: errors_of_mean(ours[name], tables[name], samples) for name in PROPORTIONS}
+    deviations = {name: errors_of_histogram(ours[name], tables[name], samples) for name in bins}
+    deviations |= {name: errors_of_mean(ours[name], tables[name], samples) for name in PROPORTIONS}
     pairs = ours["mean_mask"], ours["joint_probability"]
-    found["pair_correlation"] = errors_of_correlation(*pairs, tables["pair_correlation"], samples)
+    deviations["pair_correlation"] = errors_of_correlation(*pairs, tables["pair_correlation"], samples)
     hidden, summary = ours["count_hist"].argmax(1), {"count": options["mean_count"]}
-    found["mean_count"] = errors_of_mean(hidden, summary["count"], samples)
-    found["std_count"] = errors_of_mean((hidden - hidden.mean()) ** 2, options["std_count"] ** 2, samples)
-    found["fraction_exactly_target"] = errors_of_mean(
+    deviations["mean_count"] = errors_of_mean(hidden, summary["count"], samples)
+    deviations["std_count"] = errors_of_mean((hidden - hidden.mean()) ** 2, options["std_count"] ** 2, samples)
+    deviations["fraction_exactly_target"] = errors_of_mean(
         hidden == options["num_masking_patches"], options["fraction_exactly_target"], samples
     )
-    return {name: float(np.abs(value).max()) for name, value in found.items()}
+    return {name: float(np.abs(value).max()) for name, value in deviations.items()}
 
 
 def test_the_first_choices_are_the_authors_draw_for_draw(masking, options, tables):
@@ -70,8 +70,8 @@ def test_the_first_choices_are_the_authors_draw_for_draw(masking, options, table
 def test_the_distribution_is_the_recorded_one(masking, options, tables):
     assert options["min_aspect"] == pytest.approx(ASPECT) and options["max_aspect"] == pytest.approx(1 / ASPECT)
     choices = choose(masking)
-    found = errors(choices, options, tables)
-    assert {name: error for name, error in found.items() if not error < ERRORS} == {}
+    deviations = errors(choices, options, tables)
+    assert {name: error for name, error in deviations.items() if not error < ERRORS} == {}
     assert choices.sum(axis=(1, 2)).max() <= options["num_masking_patches"]
 
 
@@ -107,13 +107,13 @@ class ExactMasking:
 
 
 def test_masking_at_random_would_be_found_out(masking, options, tables):
-    found = errors(choose(RandomMasking(masking.grid, masking.hidden_patches), 500), options, tables)
-    told = ("pair_correlation", "component_count_hist", "largest_component_hist")
-    assert all(found[name] > 2 * ERRORS for name in told), found
+    deviations = errors(choose(RandomMasking(masking.grid, masking.hidden_patches), 500), options, tables)
+    statistics = ("pair_correlation", "component_count_hist", "largest_component_hist")
+    assert all(deviations[name] > 2 * ERRORS for name in statistics), deviations
 
 
 def test_hiding_exactly_as_many_as_asked_for_would_be_found_out(masking, options, tables):
     if options["fraction_exactly_target"] > 0.95:
         pytest.skip(f"{options['num_masking_patches']} patches are nearly always reached: here the two are one")
-    found = errors(choose(ExactMasking(masking), 500), options, tables)
-    assert all(found[name] > 2 * ERRORS for name in ("count_hist", "fraction_exactly_target")), found
+    deviations = errors(choose(ExactMasking(masking), 500), options, tables)
+    assert all(deviations[name] > 2 * ERRORS for name in ("count_hist", "fraction_exactly_target")), deviations

@@ -41,11 +41,11 @@ def tokenizer(folder, config):
 def images(folder):
     """Images in [0, 1] by the name of their size."""
     inputs = arrays(folder / "inputs.safetensors")
-    found = {
+    pictures = {
         name.removeprefix(PIXELS): value.float() / 255 for name, value in inputs.items() if name.startswith(PIXELS)
     }
-    assert found
-    return found
+    assert pictures
+    return pictures
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ def facts(golden):
 def measured(golden, facts):
     """Our areas by case."""
     inputs = arrays(golden / GOLDEN / "iou_inputs.safetensors")
-    found = {}
+    counts = {}
     for case, options in facts["cases"].items():
         parts = []
         for i, size in enumerate(facts["image_sizes"]):
@@ -31,8 +31,8 @@ def measured(golden, facts):
                 labels = torch.from_numpy(reduce_zero_label(labels.numpy()))
             parts.append(areas(prediction, labels, facts["num_classes"], facts["ignore_index"]))
         assert len(parts) == facts["n_images"] > 0
-        found[case] = total(parts)
-    return found
+        counts[case] = total(parts)
+    return counts
 
 
 def test_labels_with_and_without_a_zero_class_are_among_the_cases(facts):
@@ -42,9 +42,9 @@ def test_labels_with_and_without_a_zero_class_are_among_the_cases(facts):
 def test_areas_are_the_recorded_ones(golden, measured):
     expected = arrays(golden / GOLDEN / "iou_outputs.safetensors")
     assert {name.partition(".")[0] for name in expected} == measured.keys()
-    for case, found in measured.items():
+    for case, counts in measured.items():
         for ours, theirs in NAMES.items():
-            assert getattr(found, ours).tolist() == expected[f"{case}.area_{theirs}"].tolist(), (case, ours)
+            assert getattr(counts, ours).tolist() == expected[f"{case}.area_{theirs}"].tolist(), (case, ours)
 
 
 def test_scores_by_class_and_their_means_are_the_recorded_ones(golden, facts, measured):

@@ -35,8 +35,8 @@ def predictions(golden):
         assert (window, stride) == (across, along), "our windows are square"
         logits = slide(net, inputs[f"{name}.image"], window=window, stride=stride)
         size = tuple(case["rescale_to"] or logits.shape[-2:])
-        rescaled = torch.stack([interpolate_rows(one, size, range(size[0])) for one in logits])
-        yield name, case, rescaled, torch.stack([decide([(one, 1)], size) for one in logits])
+        rescaled = torch.stack([interpolate_rows(scores, size, range(size[0])) for scores in logits])
+        yield name, case, rescaled, torch.stack([decide([(scores, 1)], size) for scores in logits])
 
 
 def test_logits_are_the_recorded_ones(golden, path):

@@ -28,10 +28,10 @@ def versions(folder: Path) -> dict[Path, Path]:
 
 
 def settings(folder: Path) -> list[str]:
-    found = {name for notes in versions(folder) for name in read(notes)["cases"]}
-    if not found:
+    names = {name for notes in versions(folder) for name in read(notes)["cases"]}
+    if not names:
         pytest.fail(f"{folder} has no setting of mixing", pytrace=False)
-    return sorted(found)
+    return sorted(names)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -58,8 +58,8 @@ def test_every_recorded_array_belongs_to_a_setting(golden: Path):
 def recorded(folder: Path, setting: str) -> Iterator[tuple[str, dict[str, Any], list[Call]]]:
     """For each version of timm: the options of the setting, and images and targets of each call."""
     for path, file in versions(folder).items():
-        notes, found = read(path), arrays(file)
-        calls = zip(found[f"{setting}.images"], found[f"{setting}.targets"], strict=True)
+        notes, tensors = read(path), arrays(file)
+        calls = zip(tensors[f"{setting}.images"], tensors[f"{setting}.targets"], strict=True)
         yield notes["timm"], notes | notes["cases"][setting], list(calls)
 
 

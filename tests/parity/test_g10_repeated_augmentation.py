@@ -36,8 +36,8 @@ def shown(indices, fact, rank, world):
 
 def test_every_device_gets_the_images_of_the_published_sampler(facts, expected):
     assert None not in expected
-    assert {found["case"] for found in expected} == facts.keys()
-    assert {found["rank"] is None for found in expected} == {False, True}
+    assert {name["case"] for name in expected} == facts.keys()
+    assert {name["rank"] is None for name in expected} == {False, True}
     for name, rows in expected.items():
         fact, world = facts[name["case"]], int(name["world"])
         size = fact["dataset_size"]
@@ -56,7 +56,7 @@ def test_our_batches_deal_the_copies_of_an_image_to_different_devices_in_that_or
         Batches(size, batch, seed=5, repeats=repeats, rank=rank, processes=world, micro=1) for rank in range(world)
     ]
     for step in range(every[0].steps_per_epoch):
-        dealt = [[draw.image for micro in one.micro_batches(step) for draw in micro] for one in every]
+        dealt = [[draw.image for micro in batches.micro_batches(step) for draw in micro] for batches in every]
         order = [dealt[position % world][position // world] for position in range(batch)]
         whole = [draw.image for draw in Batches(size, batch, seed=5, repeats=repeats).micro_batches(step)[0]]
         assert order == whole

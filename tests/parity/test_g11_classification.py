@@ -77,10 +77,10 @@ def answers(ours, batch):
 @torch.no_grad()
 def test_tokens_features_logits_and_loss_are_the_recorded_ones(case, ours, batch):
     path = case / "outputs.safetensors"
-    found = answers(ours, batch)
-    assert found.keys() == arrays(path).keys()
-    number(found.pop("cross_entropy").item(), path, "cross_entropy", "loss")
-    for name, value in found.items():
+    outputs = answers(ours, batch)
+    assert outputs.keys() == arrays(path).keys()
+    number(outputs.pop("cross_entropy").item(), path, "cross_entropy", "loss")
+    for name, value in outputs.items():
         near(value, path, name, "outputs")
 
 
@@ -108,11 +108,11 @@ def test_our_position_index_is_the_authors(case, ours):
 
 def trained(golden):
     """The cases with training steps. There has to be one."""
-    found = [
+    folders = [
         folder for folder in sorted((golden / GOLDEN).iterdir()) if (folder / "train_outputs.safetensors").exists()
     ]
-    assert found, "no case has training steps"
-    return found
+    assert folders, "no case has training steps"
+    return folders
 
 
 def test_the_schedules_of_fine_tuning_are_the_recorded_ones(golden):

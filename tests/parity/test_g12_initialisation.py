@@ -47,9 +47,9 @@ def pairs(case):
     recorded = read(case)
     torch.manual_seed(0)
     parameters = network(recorded["options"], recorded["parameters"]).named_parameters()
-    found = {name.removeprefix("backbone.").removeprefix("head."): value.detach() for name, value in parameters}
-    assert found.keys() == recorded["parameters"].keys()
-    return [Pair(name, value, recorded["parameters"][name]) for name, value in found.items()]
+    values = {name.removeprefix("backbone.").removeprefix("head."): value.detach() for name, value in parameters}
+    assert values.keys() == recorded["parameters"].keys()
+    return [Pair(name, value, recorded["parameters"][name]) for name, value in values.items()]
 
 
 def test_every_parameter_starts_with_the_recorded_spread_mean_and_bounds(case):

@@ -125,30 +125,30 @@ def expected(golden: Path, name: str) -> tuple[str, ...]:
 
 
 def test_every_kind_of_file_is_there(golden):
-    found = names(golden, ".safetensors")
-    assert [pattern for pattern in FILES if not any(fits(name, pattern) for name in found)] == []
-    found = names(golden, ".json")
-    assert [pattern for pattern in FACTS if not any(fits(name, pattern) for name in found)] == []
+    files = names(golden, ".safetensors")
+    assert [pattern for pattern in FILES if not any(fits(name, pattern) for name in files)] == []
+    files = names(golden, ".json")
+    assert [pattern for pattern in FACTS if not any(fits(name, pattern) for name in files)] == []
 
 
 def test_every_case_has_the_files_of_its_kind(golden):
     for group in ("g01_beit_mim", "g02_data2vec", "g11_finetune_and_segmentation"):
         wanted = {pattern.rpartition("/")[2] for pattern in FILES if fits(pattern, f"{group}/*/*")}
         for case in (path for path in (golden / group).iterdir() if path.is_dir()):
-            held = {path.stem for path in case.glob("*.safetensors")} | {path.stem for path in case.glob("*.json")}
+            files = {path.stem for path in case.glob("*.safetensors")} | {path.stem for path in case.glob("*.json")}
             steps = {name for name in wanted if name.startswith("train")}
-            needed = wanted - (steps if group.startswith("g11") and not steps & held else set()) | {"config"}
-            assert needed <= held, f"{case} lacks {sorted(needed - held)}"
-            assert ("train" in held) == ("train_outputs" in held) or not group.startswith("g11"), case
+            needed = wanted - (steps if group.startswith("g11") and not steps & files else set()) | {"config"}
+            assert needed <= files, f"{case} lacks {sorted(needed - files)}"
+            assert ("train" in files) == ("train_outputs" in files) or not group.startswith("g11"), case
 
 
 def test_every_array_is_one_that_is_compared_and_none_is_missing_or_empty(golden):
     for name in names(golden, ".safetensors"):
-        wanted, held = expected(golden, name), arrays(golden / f"{name}.safetensors")
-        assert wanted, f"{name} is a file that nothing compares with"
-        strange = [array for array in held if not any(fnmatch(array, pattern) for pattern in wanted)]
+        patterns, content = expected(golden, name), arrays(golden / f"{name}.safetensors")
+        assert patterns, f"{name} is a file that nothing compares with"
+        strange = [array for array in content if not any(fnmatch(array, pattern) for pattern in patterns)]
         assert not strange, f"{name}: nothing compares with {strange}"
-        missing = [pattern for pattern in wanted if not any(fnmatch(array, pattern) for array in held)]
+        missing = [pattern for pattern in patterns if not any(fnmatch(array, pattern) for array in content)]
         assert not missing, f"{name} lacks {missing}"
 
 
@@ -162,9 +162,9 @@ def test_what_the_notes_on_noise_name_is_there(golden):
     if not (golden / "noise.json").is_file():
         pytest.skip("this folder notes no noise; the limits are those of the tests alone")
     for name, noted in read(golden / "noise.json").items():
-        held = arrays(golden / f"{name}.safetensors")
+        content = arrays(golden / f"{name}.safetensors")
         for array in set(noted) - {"largest over all arrays"}:
-            assert array in held, f"{name} lacks {array}"
+            assert array in content, f"{name} lacks {array}"
 
 
 def test_all_kinds_of_positions_pooling_and_decay_are_among_the_cases(golden):

@@ -39,8 +39,8 @@ def batch():
 
 def normalised_layers(objective, batch):
     """Each target layer of the teacher, normalised, at the hidden patches: (K, M, D)."""
-    found = objective.teacher(batch["image"], layers=objective.layers).layers
-    patches = [objective.teacher.patches(layer)[batch["hidden"]] for layer in found]
+    layers = objective.teacher(batch["image"], layers=objective.layers).layers
+    patches = [objective.teacher.patches(layer)[batch["hidden"]] for layer in layers]
     return torch.stack([F.layer_norm(layer, layer.shape[-1:]) for layer in patches])
 
 
@@ -63,9 +63,9 @@ def test_the_mean_is_normalised_once_more_not_the_sum(batch):
     objective = data2vec((0, 1, 2), norm_targets=True)
     each = normalised_layers(objective, batch).double()
     mean, total = (F.layer_norm(layers, layers.shape[-1:]) for layers in (each.mean(dim=0), each.sum(dim=0)))
-    found = objective.targets(batch).double()
+    targets = objective.targets(batch).double()
     assert (mean - total).abs().max() > 4e-6
-    assert (found - mean).abs().max() < (found - total).abs().max() / 3
+    assert (targets - mean).abs().max() < (targets - total).abs().max() / 3
 
 
 def trained_once(objective, batch):
@@ -88,11 +88,11 @@ def check_no_key_bias(objective, update):
     assert not [name for group in update.optimizer.param_groups for name in group["names"] if "k_bias" in name]
     for value in keys_biases(objective).values():
         assert not value.requires_grad and value.grad is None and not value.any()
-    held = {id(parameter) for group in update.optimizer.param_groups for parameter in group["params"]}
-    assert not held & {id(value) for value in keys_biases(objective).values()}
+    ids = {id(parameter) for group in update.optimizer.param_groups for parameter in group["params"]}
+    assert not ids & {id(value) for value in keys_biases(objective).values()}
     for block in objective.backbone.blocks:
         for bias in (block.attn.q_bias, block.attn.v_bias):
-            assert bias.numel() == SIZE["width"] and id(bias) in held and bias.any()
+            assert bias.numel() == SIZE["width"] and id(bias) in ids and bias.any()
 
 
 @pytest.mark.parametrize("position", POSITIONS)

@@ -113,9 +113,9 @@ def test_a_segmentation_network_is_scored_through_windows_or_squeezed(tasks, tmp
     assert run.stage().protocol.whole == (protocol == "card")
     frame = pd.read_parquet(run.path("predictions.parquet"))
     assert np.stack(frame["labelled"].to_list()).sum() == 64 * 48 * 48
-    (found,) = checkpoint_scores.summaries(plan, tmp_path)
-    low, high = found["intervals"]["mIoU"]
-    assert low <= found["metrics"]["mIoU"] <= high
+    (summary,) = checkpoint_scores.summaries(plan, tmp_path)
+    low, high = summary["intervals"]["mIoU"]
+    assert low <= summary["metrics"]["mIoU"] <= high
 
 
 def test_the_same_weights_are_scored_once_wherever_they_lie(tasks, checkpoint, tmp_path):
@@ -137,9 +137,9 @@ def test_a_run_of_ours_is_scored_as_the_study_does_it(tasks, tmp_path):
     plan = small_plan(tmp_path, "vit", epochs=1)
     runs = prepared(tmp_path, plan)
     assert worker.work(runs["supervised"], Stop()) == 0
-    found = plan_evaluations(asked(tmp_path / "tasks", tmp_path, runs["supervised"].root.name))
-    assert found.stages == plan.stages | found.stages
-    assert [*found.stages] == [*plan.stages]
+    evaluation = plan_evaluations(asked(tmp_path / "tasks", tmp_path, runs["supervised"].root.name))
+    assert evaluation.stages == plan.stages | evaluation.stages
+    assert [*evaluation.stages] == [*plan.stages]
     with pytest.raises(BenchError, match="has no card"):
         plan_evaluations(asked(tasks, tmp_path, runs["supervised"].root, protocol="card"))
 
@@ -149,16 +149,16 @@ def test_an_evaluation_that_was_stopped_goes_on(tasks, checkpoint, tmp_path):
     run = carried_out(plan, tmp_path, StopAt(3), code=ExitCode.INTERRUPTED)
     status = run.status()
     assert (status.state, status.step, status.steps) == ("interrupted", 48, 64)
-    kept = sorted(path.name for path in run.path("checkpoints", "model").iterdir())
-    assert kept == ["rows-000000000.npz", "rows-000000016.npz", "rows-000000032.npz"]
+    files = sorted(path.name for path in run.path("checkpoints", "model").iterdir())
+    assert files == ["rows-000000000.npz", "rows-000000016.npz", "rows-000000032.npz"]
     carried_out(plan, tmp_path)
     assert run.is_done()
     assert not run.path("checkpoints").exists()
     frame = pd.read_parquet(run.path("predictions.parquet"))
     assert frame["index"].tolist() == list(range(64))
-    told = checkpoint_scores.text(checkpoint_scores.summaries(plan, tmp_path))
-    assert f"top1       {100 * frame['correct'].mean():.2f} %  (95 %:" in told
-    assert "64 of val" in told
+    text = checkpoint_scores.text(checkpoint_scores.summaries(plan, tmp_path))
+    assert f"top1       {100 * frame['correct'].mean():.2f} %  (95 %:" in text
+    assert "64 of val" in text
 
 
 def test_weights_that_have_changed_since_are_not_scored(tasks, checkpoint, tmp_path):
@@ -177,15 +177,15 @@ def test_weights_that_have_changed_since_are_not_scored(tasks, checkpoint, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("task", "said"),
+    ("task", "message"),
     [
         ("small-32", r"takes images of 48 pixels, the protocol has 32; task small does"),
         ("small-seg", r"was trained to classify, task small-seg is segmentation"),
         ("smal", r"no task 'smal'.*Did you mean small\?"),
     ],
 )
-def test_what_does_not_fit_the_task_is_refused(tasks, checkpoint, tmp_path, task, said):
-    with pytest.raises(BenchError, match=said):
+def test_what_does_not_fit_the_task_is_refused(tasks, checkpoint, tmp_path, task, message):
+    with pytest.raises(BenchError, match=message):
         plan_evaluations(asked(tasks, tmp_path, checkpoint, task=task))
 
 
@@ -208,7 +208,7 @@ def test_what_learned_without_labels_is_not_scored(tasks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nothing", "--task", "demo"], "no weights 'nothing' here"),
         (
@@ -219,8 +219,8 @@ def test_what_learned_without_labels_is_not_scored(tasks, tmp_path):
         (["x", "--task", "demo", "--data-dir", "demmo=here"], "no task 'demmo'"),
     ],
 )
-def test_the_command_says_what_would_work(arguments, said, tmp_path, monkeypatch):
+def test_the_command_says_what_would_work(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["evaluate", *arguments])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert message in result.stderr

@@ -56,9 +56,9 @@ def arms(*names: str) -> tuple[Arm, ...]:
 
 
 def only(plan: Plan, kind: str, method: str = "") -> Stage:
-    found = [stage for stage in plan.stages.values() if stage.kind == kind and method in ("", stage.method)]
-    assert len(found) == 1
-    return found[0]
+    stages = [stage for stage in plan.stages.values() if stage.kind == kind and method in ("", stage.method)]
+    assert len(stages) == 1
+    return stages[0]
 
 
 def supervised(folder: Path, overrides: UserOverrides = UserOverrides(), **values: Any) -> Stage:  # noqa: B008
@@ -231,7 +231,7 @@ def test_a_task_whose_recipes_are_the_papers_departs_from_nothing(folder: Path) 
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         ({"supervised.lrr": 1}, r"unknown key 'supervised.lrr'. Did you mean lr\?"),
         ({"supervized.lr": 1}, r"no stage 'supervized'.*Did you mean supervised\?"),
@@ -253,13 +253,13 @@ def test_a_task_whose_recipes_are_the_papers_departs_from_nothing(folder: Path) 
         ({"supervised": 1}, r"write stage.key"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_with_what_would(folder: Path, sets: dict[str, Any], said: str) -> None:
-    with pytest.raises(BenchError, match=said):
+def test_a_value_that_cannot_be_is_refused_with_what_would(folder: Path, sets: dict[str, Any], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
         supervised(folder, UserOverrides(sets=sets))
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"tasks": ("dmo",)}, r"no task 'dmo'.*Did you mean demo\?"),
         ({"arms": arms("bait")}, r"no method 'bait'.*Did you mean beit\?"),
@@ -272,8 +272,8 @@ def test_a_value_that_cannot_be_is_refused_with_what_would(folder: Path, sets: d
         ({"methods": {"vit": {"supervised": {"options": {"x": 1}}}}}, r"study s, for vit: vit has no"),
     ],
 )
-def test_a_study_that_speaks_of_what_is_not_is_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(BenchError, match=said):
+def test_a_study_that_speaks_of_what_is_not_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
         make_plan(request(**values))
 
 
@@ -358,9 +358,9 @@ def test_addresses_say_what_they_reach() -> None:
 
 
 def test_the_environment_sets_values_and_its_mistakes_are_named() -> None:
-    found = from_environment({"BENCH_FINETUNE_LR": "2e-3", "BENCH_PRETRAIN_OPTIONS_HIDDEN_FRACTION": "0.5",
-                              "BENCH_MODEL_LAYER_SCALE": "0.1", "BENCH_DATA_DIR": "/data", "PATH": "x"})  # fmt: skip
-    assert found == {"finetune.lr": 0.002, "pretrain.options.hidden_fraction": 0.5, "model.layer_scale": 0.1}
+    values = from_environment({"BENCH_FINETUNE_LR": "2e-3", "BENCH_PRETRAIN_OPTIONS_HIDDEN_FRACTION": "0.5",
+                               "BENCH_MODEL_LAYER_SCALE": "0.1", "BENCH_DATA_DIR": "/data", "PATH": "x"})  # fmt: skip
+    assert values == {"finetune.lr": 0.002, "pretrain.options.hidden_fraction": 0.5, "model.layer_scale": 0.1}
     with pytest.raises(BenchError, match=r"BENCH_FINTUNE_LR in the environment means nothing here. Did you mean"):
         from_environment({"BENCH_FINTUNE_LR": "1"})
 

@@ -49,14 +49,14 @@ def test_a_claim_that_cannot_be_read_is_quoted(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("biet > vit", "Did you mean beit?"), ("beit > vit on dmo", "Did you mean demo?"),
      ("beit > vit on demo/mIoU", "measured by top1")],
 )  # fmt: skip
-def test_a_claim_about_what_is_not_there_offers_the_nearest(tree: Tree, text: str, said: str) -> None:
+def test_a_claim_about_what_is_not_there_offers_the_nearest(tree: Tree, text: str, message: str) -> None:
     with pytest.raises(BenchError, match="the claim") as caught:
         claims.check(claiming(tree.plan, text))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert repr(text) in str(caught.value)
 
 
@@ -95,6 +95,6 @@ def test_a_claim_about_an_arm_without_a_score_is_not_supported(results: Path) ->
 def test_check_leaves_with_three_when_a_claim_is_not_supported(small: Tree) -> None:
     for text, code in (("beit > vit", 0), ("vit > beit", 3)):
         save_plan(small.results, claiming(small.plan, text))
-        said = CliRunner().invoke(app, ["compare", "demo", "--check", "--output-dir", str(small.results)])
-        assert said.exit_code == code
-        assert f"claim {text!r} on demo" in said.output
+        result = CliRunner().invoke(app, ["compare", "demo", "--check", "--output-dir", str(small.results)])
+        assert result.exit_code == code
+        assert f"claim {text!r} on demo" in result.output

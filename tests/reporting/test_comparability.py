@@ -152,13 +152,13 @@ def best_on_test(stage: Stage) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [(limited, "--limit"), (best_on_test, "best on test")], ids=["limit", "best on test"]
+    ("change", "message"), [(limited, "--limit"), (best_on_test, "best on test")], ids=["limit", "best on test"]
 )
-def test_what_is_not_reportable_is_not_ranked_with_what_is(small: Tree, change: Change, said: str) -> None:
+def test_what_is_not_reportable_is_not_ranked_with_what_is(small: Tree, change: Change, message: str) -> None:
     comparison = compared(changed(small.plan, "data2vec", change), small)
     (score,) = comparison.unranked
     assert score.arm.planned.id == "data2vec-demo"
-    assert any(said in reason for reason in score.not_ranked_because)
+    assert any(message in reason for reason in score.not_ranked_because)
     assert "data2vec-demo" not in comparison.highest()
     assert comparison.between("beit-demo", "data2vec-demo").verdict == "not comparable"
 

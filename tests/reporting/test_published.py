@@ -41,7 +41,7 @@ def test_a_good_row_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (GOOD.replace('"arXiv 2106.08254, Table 1"', ""), "names no paper or file"),
         (GOOD.replace('"arXiv 2106.08254, Table 1"', "memory"), "names no paper or file"),
@@ -55,10 +55,10 @@ def test_a_good_row_is_read(tmp_path: Path) -> None:
         (GOOD + "\n" + GOOD, "stands above already"),
     ],
 )
-def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, wrong: str, said: str) -> None:
+def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, wrong: str, message: str) -> None:
     with pytest.raises(BenchError, match=r"line [23]") as caught:
         published.read(table(tmp_path / "p.csv", wrong))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:

@@ -73,11 +73,11 @@ def test_a_true_null_is_rarely_called_different() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("{", "is not JSON"), ("[]", "is no report.json"), ('{"format": 1, "arms": []}', "format 1")]
+    ("text", "message"), [("{", "is not JSON"), ("[]", "is no report.json"), ('{"format": 1, "arms": []}', "format 1")]
 )
-def test_another_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_another_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "report.json").write_text(text)
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         read(tmp_path / "report.json")
     with pytest.raises(BenchError, match="No such file"):
         read(tmp_path / "missing.json")

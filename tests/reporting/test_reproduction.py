@@ -54,15 +54,15 @@ def test_a_number_within_the_noise_is_reproduced_and_one_far_away_is_not(small: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [({"resolution": 384}, "resolution 224 vs 384"), ({"size": "base"}, "size nano vs base"),
      ({"pretraining_data": "ImageNet-22k"}, "pretraining data none vs ImageNet-22k"),
      ({"task": "x"}, "task demo vs x")],
 )  # fmt: skip
-def test_other_conditions_are_not_comparable_and_named(small: Tree, changes: dict[str, object], said: str) -> None:
+def test_other_conditions_are_not_comparable_and_named(small: Tree, changes: dict[str, object], message: str) -> None:
     verdict = verdict_on(small, row(**changes))
     assert verdict["verdict"] == "not comparable"
-    assert said in str(verdict["why"])
+    assert message in str(verdict["why"])
 
 
 def test_a_shorter_training_is_no_reproduction(small: Tree) -> None:

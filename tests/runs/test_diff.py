@@ -25,28 +25,26 @@ def planned(output: Path, *given: Arm, tasks: tuple[str, ...] = ("demo",), **set
     return plan
 
 
-def why(found: list, key: str) -> set[str]:
-    return {one.why for one in found if one.key == key}
+def why(rows: list, key: str) -> set[str]:
+    return {row.why for row in rows if row.key == key}
 
 
 def test_a_value_that_an_arm_sets_is_on_purpose_and_all_else_is_alike(tmp_path: Path) -> None:
     planned(tmp_path, Arm(method="vit", label="a"), Arm(method="vit", label="b", set={"supervised.lr": 0.5}))
-    (found,) = diff_arms(tmp_path, "s", ("a", "b"))
-    assert (found.why, found.stage, found.key, found.second) == ("varied on purpose", "supervised", "recipe.lr", 0.5)
-    assert found.origins[1] == "arm of study s"
+    (row,) = diff_arms(tmp_path, "s", ("a", "b"))
+    assert (row.why, row.stage, row.key, row.second) == ("varied on purpose", "supervised", "recipe.lr", 0.5)
+    assert row.origins[1] == "arm of study s"
 
 
 def test_what_another_method_brings_follows_from_it(tmp_path: Path) -> None:
     planned(tmp_path, Arm(method="vit"), Arm(method="deit"))
-    found = diff_arms(tmp_path, "s", ("ViT", "DeiT"))
-    assert why(found, "method") == {"varied on purpose"}
-    assert why(found, "recipe.model_ema") == {"follows from that"}
-    assert [(one.first, one.second) for one in found if (one.stage, one.key) == ("teacher", "stage")] == [
-        ("-", "there")
-    ]
-    assert not why(found, "recipe.epochs")
-    assert {one.why for one in found} == {"varied on purpose", "follows from that"}
-    assert differences_text(found).index("varied on purpose") < differences_text(found).index("follows from that")
+    rows = diff_arms(tmp_path, "s", ("ViT", "DeiT"))
+    assert why(rows, "method") == {"varied on purpose"}
+    assert why(rows, "recipe.model_ema") == {"follows from that"}
+    assert [(row.first, row.second) for row in rows if (row.stage, row.key) == ("teacher", "stage")] == [("-", "there")]
+    assert not why(rows, "recipe.epochs")
+    assert {row.why for row in rows} == {"varied on purpose", "follows from that"}
+    assert differences_text(rows).index("varied on purpose") < differences_text(rows).index("follows from that")
 
 
 def test_another_commit_or_other_data_are_unexplained(tmp_path: Path) -> None:
@@ -60,11 +58,11 @@ def test_another_commit_or_other_data_are_unexplained(tmp_path: Path) -> None:
             Run.open(tmp_path / "runs", stage).path("environment.json"),
             {"git": {"commit": f"{number}"}, "time": number},
         )
-    found = diff_runs(tmp_path, (stages[0].folder, stages[1].folder))
-    assert why(found, "recipe.lr") == {"varied on purpose"}
-    assert why(found, "data.train.identity") == {"unexplained"}
-    assert why(found, "git.commit") == {"unexplained"}
-    assert len(found) == 3
+    rows = diff_runs(tmp_path, (stages[0].folder, stages[1].folder))
+    assert why(rows, "recipe.lr") == {"varied on purpose"}
+    assert why(rows, "data.train.identity") == {"unexplained"}
+    assert why(rows, "git.commit") == {"unexplained"}
+    assert len(rows) == 3
 
 
 def test_a_run_is_compared_with_all_that_it_goes_on_from(tmp_path: Path) -> None:
@@ -72,10 +70,8 @@ def test_a_run_is_compared_with_all_that_it_goes_on_from(tmp_path: Path) -> None
     for decay in (0.99, 0.999):
         plan = planned(tmp_path, Arm(method="data2vec"), pretrain__options__decay=decay)
         folders.append([Run.open(tmp_path / "runs", stage) for stage in plan.stages.values()][-1].root.name)
-    found = diff_runs(tmp_path, (folders[0], folders[1]))
-    assert [(one.stage, one.key, one.first, one.second) for one in found] == [
-        ("pretrain", "options.decay", 0.99, 0.999)
-    ]
+    rows = diff_runs(tmp_path, (folders[0], folders[1]))
+    assert [(row.stage, row.key, row.first, row.second) for row in rows] == [("pretrain", "options.decay", 0.99, 0.999)]
 
 
 def test_the_same_run_does_not_differ(tmp_path: Path) -> None:

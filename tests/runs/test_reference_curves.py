@@ -49,15 +49,15 @@ def test_references_hold_for_the_same_training_only(changes: dict[str, object]) 
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [(ROW.format(epoch=1, value=2, low=3, high=4), "outside its own band"),
      (ROW.format(epoch=1, value="x", low=3, high=4), "could not convert"),
      (ROW.format(epoch=1, value=2, low=1, high=4).replace("github.com/a/b, issue 1", "memory"), "no paper or file")],
 )  # fmt: skip
-def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, row: str, said: str) -> None:
+def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, row: str, message: str) -> None:
     with pytest.raises(BenchError, match="line 2") as caught:
         reference_curves.read(table(tmp_path / "r.csv", row))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_between_two_known_epochs_the_band_is_straight(tmp_path: Path) -> None:
@@ -80,9 +80,9 @@ def test_a_run_that_leaves_the_band_is_told_once_and_in_its_progress(tmp_path: P
         journal.record(epoch, 1.0, "train", {"loss": loss})
         if epoch == 250:
             assert "above the band" in journal.watch.warning
-    (told,) = run.attempts()
-    assert told["event"] == "warning"
-    assert "loss 8.9 at epoch 200" in told["told"]
+    (event,) = run.attempts()
+    assert event["event"] == "warning"
+    assert "loss 8.9 at epoch 200" in event["told"]
     assert journal.watch.warning == ""
 
 
@@ -90,5 +90,5 @@ def test_a_finished_run_is_judged_by_its_last_values() -> None:
     rows = reference_curves.read(reference_curves.default_path())
     healthy = [("loss", 100.0, 9.0), ("loss", 299.0, 6.3), ("masked_accuracy", 299.0, 0.05)]
     assert reference_curves.last_deviations(stage(), healthy, rows) == []
-    (found,) = reference_curves.last_deviations(stage(), [*healthy, ("masked_accuracy", 300.0, 0.01)], rows)
-    assert found.startswith("masked_accuracy 0.01 at epoch 300 is below the band")
+    (deviation,) = reference_curves.last_deviations(stage(), [*healthy, ("masked_accuracy", 300.0, 0.01)], rows)
+    assert deviation.startswith("masked_accuracy 0.01 at epoch 300 is below the band")

@@ -131,9 +131,9 @@ def test_a_damaged_file_is_named(run: Run) -> None:
 def test_records_come_back_as_they_were_written(run: Run) -> None:
     run.append(records(1, 2))
     run.append([replace(records(3)[0], value=math.nan)])
-    found = run.records()
-    assert found[:2] == records(1, 2)
-    assert math.isnan(found[2].value)
+    rows = run.records()
+    assert rows[:2] == records(1, 2)
+    assert math.isnan(rows[2].value)
     assert "NaN" not in run.path("records.jsonl").read_text()
 
 
@@ -165,11 +165,11 @@ def test_a_resumed_run_records_nothing_twice(run: Run) -> None:
 
 
 def test_only_one_holds_a_lease(run: Run) -> None:
-    with run.lease() as held:
+    with run.lease() as claim:
         assert run.holder() is not None
         with pytest.raises(Busy, match=f"in use by process {os.getpid()}"), run.lease():
             pass
-        assert not held.lost
+        assert not claim.lost
     assert run.holder() is None
     with run.lease():
         pass
@@ -232,11 +232,11 @@ def test_a_number_used_again_by_another_process_is_not_the_holder(run: Run) -> N
 
 def test_a_heartbeat_renews_and_notices_a_takeover(run: Run) -> None:
     with run.lease():
-        held = lease.Lease(run.path("lease.json"))
-        held._mine = read_json(run.path("lease.json"))
-        assert held.renew()
+        claim = lease.Lease(run.path("lease.json"))
+        claim._mine = read_json(run.path("lease.json"))
+        assert claim.renew()
         write_lease(run)
-        assert not held.renew()
+        assert not claim.renew()
     assert read_json(run.path("lease.json"))["token"] == "x"  # what another one holds is not removed
 
 
@@ -275,10 +275,10 @@ def test_a_plan_is_kept_for_the_report(tmp_path: Path) -> None:
 def test_the_environment_is_stored_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret-value")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    found = environment.environment()
-    assert "secret-value" not in json.dumps(found)
-    assert found["variables"]["OMP_NUM_THREADS"] == "1"
-    assert found["packages"]["torch"]
+    facts = environment.environment()
+    assert "secret-value" not in json.dumps(facts)
+    assert facts["variables"]["OMP_NUM_THREADS"] == "1"
+    assert facts["packages"]["torch"]
 
 
 @pytest.fixture

@@ -36,13 +36,13 @@ def flip_a_byte(path: Path) -> None:
 def test_what_is_saved_comes_back(tmp_path):
     saved = checkpoint(3)
     save(tmp_path, saved)
-    found = newest(tmp_path)
-    assert found.step == 3
-    assert found.facts == saved.facts
-    assert found.weights.keys() == saved.weights.keys()
-    assert torch.equal(found.weights["model"]["w"], saved.weights["model"]["w"])
-    assert found.optimizer["param_groups"] == saved.optimizer["param_groups"]
-    assert torch.equal(found.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
+    latest = newest(tmp_path)
+    assert latest.step == 3
+    assert latest.facts == saved.facts
+    assert latest.weights.keys() == saved.weights.keys()
+    assert torch.equal(latest.weights["model"]["w"], saved.weights["model"]["w"])
+    assert latest.optimizer["param_groups"] == saved.optimizer["param_groups"]
+    assert torch.equal(latest.optimizer["state"][0]["exp_avg"], saved.optimizer["state"][0]["exp_avg"])
 
 
 def test_there_is_nothing_before_the_first(tmp_path):
@@ -66,8 +66,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
     save(tmp_path, checkpoint(2))
     damage(tmp_path / "step-00000002" / file)
     with caplog.at_level(logging.WARNING):
-        found = newest(tmp_path)
-    assert found.step == 1
+        latest = newest(tmp_path)
+    assert latest.step == 1
     assert "step-00000002 is damaged" in caplog.text
     assert file in caplog.text or "step-00000002" in caplog.text
 
@@ -103,9 +103,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_weights_that_share_memory_are_stored(tmp_path):
     whole = torch.arange(12.0).view(3, 4)
     save_weights(tmp_path / "final" / "model.safetensors", {"a": whole, "b": whole[1:], "c": whole.t()})
-    found = load_weights(tmp_path / "final" / "model.safetensors")
-    assert torch.equal(found["b"], whole[1:])
-    assert torch.equal(found["c"], whole.t())
+    weights = load_weights(tmp_path / "final" / "model.safetensors")
+    assert torch.equal(weights["b"], whole[1:])
+    assert torch.equal(weights["c"], whole.t())
 
 
 def test_damaged_weights_are_named(tmp_path):

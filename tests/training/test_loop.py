@@ -23,12 +23,12 @@ def weights_of(run) -> dict[str, torch.Tensor]:
     return load_weights(run.path("final", "model.safetensors"))
 
 
-def equal(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def close(one: dict, other: dict) -> bool:
-    return all(torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-6) for name in one)
+def close(first: dict, second: dict) -> bool:
+    return all(torch.allclose(first[name], second[name], rtol=1e-5, atol=1e-6) for name in first)
 
 
 def by_hand(planned, objective):
@@ -242,8 +242,8 @@ def test_choosing_the_best_needs_a_split_that_is_not_reported(tmp_path):
 
 class Diverging(Toy):
     def forward(self, batch):
-        found = super().forward(batch)
-        return found | {"loss": found["loss"] * (math.inf if len(self.progress) == 4 else 1.0)}
+        sums = super().forward(batch)
+        return sums | {"loss": sums["loss"] * (math.inf if len(self.progress) == 4 else 1.0)}
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_values_and_is_not_kept(tmp_path):

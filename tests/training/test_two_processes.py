@@ -28,13 +28,13 @@ def launch_two(runs: list[Run], known: dict[str, Run], micro: int | None = 4) ->
     assert launched.process.wait(timeout=300) == 0, local.stderr_tail(launched)
 
 
-def assert_same_training(one: Run, other: Run) -> None:
+def assert_same_training(reference: Run, other: Run) -> None:
     losses = [
         [record.value for record in run.records() if record.metric == "loss" and record.split == "train"]
-        for run in (one, other)
+        for run in (reference, other)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    for path in one.path("final").iterdir():
+    for path in reference.path("final").iterdir():
         first, second = effective(path), effective(other.path("final", path.name))
         distances = {name: float((first[name] - second[name]).abs().max()) for name in first}
         worst = max(distances, key=distances.__getitem__)

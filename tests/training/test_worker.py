@@ -97,8 +97,8 @@ def test_a_probe_also_tells_what_nearest_neighbours_say(tmp_path):
     assert worker.main([str(run.root)]) == 0
     assert 0 <= run.results()["metrics"]["knn_top1"] <= 100
     learned = load_weights(runs["pretrain"].path("final", "model.safetensors"))
-    kept = load_weights(run.path("final", "model.safetensors"))
-    assert torch.equal(kept["backbone.blocks.3.mlp.fc2.weight"], learned["backbone.blocks.3.mlp.fc2.weight"])
+    weights = load_weights(run.path("final", "model.safetensors"))
+    assert torch.equal(weights["backbone.blocks.3.mlp.fc2.weight"], learned["backbone.blocks.3.mlp.fc2.weight"])
 
 
 def test_a_finished_stage_is_not_computed_again(tmp_path):
