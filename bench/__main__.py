@@ -1,5 +1,5 @@
 """python -m bench: the same as the console script."""
 
-from bench.cli.app import main
+from bench.cli.app import app
 
-main()
+app(prog_name="bench")

@@ -144,8 +144,8 @@ def test_what_must_be_quick_imports_nothing_slow(module: str) -> None:
 def loaded(*arguments: str) -> set[str]:
     """The slow modules that a command has in memory when it is done."""
     code = (
-        f"import sys; sys.argv = ['bench', *{list(arguments)!r}]\nfrom bench.cli.app import main\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"import sys; sys.argv = ['bench', *{list(arguments)!r}]\nfrom bench.cli.app import app\n"
+        "try:\n    app()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         f"print('LOADED', *sorted({{name.split('.')[0] for name in sys.modules}} & {HEAVY!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

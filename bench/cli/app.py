@@ -66,8 +66,3 @@ app.command("export")(checkpoints.export)
 app.add_typer(data.app, name="data")
 app.command()(inspect.validate)
 app.command()(inspect.version)
-
-
-def main() -> None:
-    """The console script."""
-    app(prog_name="bench")
