@@ -37,7 +37,7 @@ SCORE_COLUMNS = ("checkpoint", "task", "metric", "value", "low", "high", "images
 
 
 class DataKeywords(TypedDict, total=False):
-    """Which data are used, and where they lie."""
+    """Which data are used, and where they are."""
 
     data_dir: str | Path | Mapping[str, str]  # a folder, hf:OWNER/NAME, or task -> one of these; else BENCH_DATA_DIR
     limit: float  # images per split, or a share up to 1; the result is not reportable
@@ -80,7 +80,7 @@ def plan(study: str | Path = "", *, output: str | Path = RESULTS, **keywords: Un
         bench.plan("demo", seeds=[0, 1, 2])
         bench.plan(methods=["vit", "beit"], tasks=["imagenet1k"], size="base", data_dir="/data/imagenet")
 
-    study: a shipped study's name, or the path of a TOML file. output: where earlier runs lie. Keywords: methods, tasks,
+    study: a shipped study's name, or the path of a TOML file. output: where earlier runs are. Keywords: methods, tasks,
     size, budget, seeds, add_seeds, overrides, precision, scale, unlabelled, labels, name, and data_dir, limit,
     max_unreadable, allow_incomplete, include: see `StudyKeywords` and `DataKeywords`.
 
@@ -109,7 +109,7 @@ def resolve(selection: StudySelection, output: Path, *, data_required: bool = Fa
 
 
 def check_plan(plan: Plan, output: Path) -> None:
-    """BenchError for pretrained weights that do not fit their stage, and for claims that name no arm."""
+    """Raise BenchError for pretrained weights that do not fit their stage, and for claims that name no arm."""
     if any(stage.start for stage in plan.stages.values()):
         from bench.checkpoints.warm_start import check_starts
 
@@ -189,7 +189,7 @@ def evaluate(
     resources: ResourceKeywords | None = None,
     **data: Unpack[DataKeywords],
 ) -> pd.DataFrame:
-    """Score pretrained or own weights on a task.
+    """Score checkpoints on a task: published weights or runs of your own.
 
     checkpoints: files, folders, runs, hub ids, timm:NAME. protocol: the task's, or 'card': the preprocessing that was
     shipped with the weights. precision: no (fp32), bf16, fp16. partial: leave out unexpected tensors. name: of this
@@ -309,7 +309,7 @@ def load_transform(source: str | Path, *, output: str | Path = RESULTS) -> Calla
 
 
 def _trained_run(folder: Path) -> Run:
-    """The run of a training; an evaluation leads to what it scored."""
+    """The run that trained a network: this one, or the one that an evaluation scored."""
     from bench.launch.settings import read_settings
     from bench.runs.run import Run
 

@@ -21,7 +21,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1  # a stage failed
     USAGE = 2  # a BenchError
-    UNSUPPORTED = 3  # --check: the data do not support a claim; something is worse; a picture is there twice
+    UNSUPPORTED = 3  # --check: the data do not support a claim; something is worse; an image occurs twice
     INCOMPLETE = 4  # results or images are missing
     BUSY = 5  # of a worker: another process works on its stage
     INTERRUPTED = 75  # stopped with a checkpoint; sysexits' EX_TEMPFAIL, on which schedulers requeue
@@ -39,7 +39,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> BenchError:
-    """The error for a name that does not exist: what was asked, what there is, what is nearest."""
+    """The error for an unknown name, with the known names and the nearest of them."""
     names = sorted(known)
     return BenchError(f"no {what} {word!r}; there is {', '.join(names) or 'none'}.{nearest(word, names)}")
 

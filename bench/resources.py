@@ -1,6 +1,6 @@
 """Files that travel with bench: tasks, studies, published numbers, reference curves.
 
-In a checkout they lie beside the package, where people read and change them; in an installed wheel inside it, under
+In a checkout they are beside the package, where people read and change them; in an installed wheel inside it, under
 `bench/shipped/`, because a folder `tasks` in site-packages could be anybody's.
 """
 

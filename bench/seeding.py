@@ -44,7 +44,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def forked(seed: int) -> Iterator[None]:
-    """Inside: the CPU generators of Python, NumPy and torch start from `seed`. After: they are as they were."""
+    """Seed the CPU generators of Python, NumPy and torch inside the with block, and restore them after it."""
     import torch
 
     before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()

@@ -79,7 +79,7 @@ class ConvertedCheckpoint:
 
 
 def read(source: str | Path, *, partial: bool = False, heads: int = 0) -> ConvertedCheckpoint:
-    """Read published weights by path, hub id or timm:NAME. heads: of attention, where a bare file does not tell.
+    """Read published weights by path, hub id or timm:NAME. heads: number of attention heads, if the file does not say.
 
     BenchError for tensors without a place in our network, and for a backbone that lacks some or has them in another
     shape; partial: the first two are only reported. A missing head is only reported: a warm start needs none.
@@ -213,7 +213,7 @@ def write(
     preprocessing: Mapping[str, Any] | None = None,
     method: str = "",
 ) -> list[Path]:
-    """Write a trained network, or its state, in the format of others; returns the files.
+    """Write a trained network, or its state dict, in another library's format; returns the files.
 
     to: hf writes config.json and model.safetensors for transformers, timm the same for timm, authors checkpoint.pth.
     method: that trained it; where transformers has several classes for one network, it decides which.

@@ -1,4 +1,4 @@
-"""`bench export`: write a run for others: weights, preprocessing as the evaluation protocol has it, a model card."""
+"""`bench export`: export a run: weights, the preprocessing of its evaluation protocol, a model card."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def export(run: Run, to: str, folder: Path, *, output: Path, push: str = "") -> 
 
 
 def _write(run: Run, to: str, folder: Path, *, name: str, output: Path) -> tuple[str, ...]:
-    """Write all files into a new folder; returns their names, without that of the mark."""
+    """Write all files into a new folder; returns their names, without export.json."""
     stage = run.stage()
     pool = stage.recipe.pool if stage.recipe else "token"
     state = load_weights(run.path("final", "model.safetensors"))
@@ -90,7 +90,7 @@ def preprocessing(protocol: Protocol) -> dict[str, Any]:
 
 
 def processor_config(protocol: Protocol, *, segmentation: bool = False) -> dict[str, Any]:
-    """preprocessor_config.json: short side, centre crop (none for segmentation), standardised."""
+    """preprocessor_config.json: short side, centre crop (none for segmentation), normalisation."""
     side = protocol.resolution if segmentation else short_side(protocol)
     return {
         # transformers' processors for BEiT, DeiT and ViT squash an image to a square; CLIP's keeps its aspect ratio.
@@ -152,7 +152,7 @@ def _labels(stage: Stage, run: Run, output: Path) -> tuple[str, ...]:
 def _scored_runs(run: Run, output: Path) -> list[ScoredRun]:
     """The finished evaluations of a run's network, beside it or in the output folder."""
     key = run.stage().key
-    scored: dict[str, ScoredRun] = {}  # by key, since an evaluation may lie in both
+    scored: dict[str, ScoredRun] = {}  # by key, since an evaluation may be in both
     for other in (*all_runs(run.output), *all_runs(output)):
         try:
             stage = other.stage()

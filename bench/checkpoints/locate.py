@@ -1,7 +1,7 @@
 """Locate pretrained weights and compute their digest: a file, a folder, a run, the hub, timm's registry.
 
 Only weights, `config.json` and `preprocessor_config.json` are ever downloaded, and nothing is executed or unpickled
-here. Downloads lie in huggingface_hub's cache, and its variables apply: HF_HOME, HF_HUB_OFFLINE, HF_TOKEN.
+here. Downloads go to huggingface_hub's cache, and its variables apply: HF_HOME, HF_HUB_OFFLINE, HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMS = "a file, a folder, a run, a hub id like facebook/data2vec-vision-base, o
 
 @dataclass(frozen=True, slots=True)
 class LocatedWeights:
-    """Files of weights, and their digest, which does not depend on where they lie."""
+    """Weight files and their digest, which does not depend on where they are."""
 
     id: str  # as typed
     path: Path  # a file or a folder
@@ -59,7 +59,7 @@ class LocatedWeights:
 
 
 def locate(source: str, output: Path = Path("results")) -> LocatedWeights:
-    """Find weights by what a person typed; those on the hub are downloaded unless they are in its cache.
+    """Find weights by path, run name, hub id or timm:NAME; those on the hub are downloaded unless cached.
 
     output: where runs are looked for by the beginning of their name.
     BenchError says what there is instead, or what to download and where to put it when there is no network.

@@ -77,7 +77,7 @@ def warm_start(stage: Stage, into: Objective, output: Path) -> WarmStart:
 
 
 def check_starts(stages: Iterable[Stage], output: Path) -> None:
-    """BenchError for the first planned stage whose pretrained weights do not fit its transformer."""
+    """Raise BenchError for the first planned stage whose pretrained weights do not fit its transformer."""
     for stage in stages:
         if stage.start is not None and stage.kind != "tokenizer" and not stage.model.trunk.startswith(CONVNET):
             checkpoint = _read_checkpoint(_locate_start(stage, output), stage)
@@ -135,7 +135,7 @@ def _names_in_objective(transferred: Transfer) -> dict[str, tuple[str, ...]]:
 
 
 def check_fit(theirs: Model, ours: Model, where: str) -> None:
-    """BenchError for weights of another network than this stage's, with the values of model.* that would fit."""
+    """Raise BenchError for weights of another network than this stage's, with the values of model.* that would fit."""
     wrong = model_differences(theirs, ours)
     if not wrong:
         return
@@ -151,7 +151,7 @@ def check_fit(theirs: Model, ours: Model, where: str) -> None:
 
 
 def model_differences(theirs: Model, ours: Model) -> dict[str, Any]:
-    """The values of a checkpoint's model that ours must have and does not."""
+    """The values of a checkpoint's model that ours must share and does not."""
     wrong = {name: getattr(theirs, name) for name in MUST_AGREE if getattr(theirs, name) != getattr(ours, name)}
     cloned = (theirs.position, ours.position) == ("shared-relative", "relative")  # by transfer
     if theirs.position != ours.position and not cloned:

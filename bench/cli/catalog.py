@@ -1,4 +1,4 @@
-"""Methods, tasks, studies and runs in lists, and checks of a file that adds one. Reads no data."""
+"""List methods, tasks, studies and runs, and validate the files that define them. Reads no data."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ from bench.cli.options import Json, OutputDir
 from bench.cli.output import emit
 
 SOURCE_HELP = "A file, a folder, a run, a hub id, or timm:NAME."
-TO_HELP = "A folder for it in bench's own layout, which start_from takes, too."
+TO_HELP = "Also write it to this folder in bench's own layout, for start_from and bench evaluate."
 
 
 class Target(StrEnum):
-    """Whose format a result is written in."""
+    """The formats of an export."""
 
     hf = "hf"
     timm = "timm"
@@ -25,15 +25,13 @@ class Target(StrEnum):
 
 def import_(
     source: Annotated[str, typer.Argument(metavar="PATH-OR-ID", help=SOURCE_HELP)],
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Read the rest if tensors are unexpected or missing.")
-    ] = False,
-    heads: Annotated[int, typer.Option(min=0, help="Attention heads, where a bare file does not tell.")] = 0,
+    partial: Annotated[bool, typer.Option("--partial", help="Accept missing and unexpected tensors.")] = False,
+    heads: Annotated[int, typer.Option(min=0, help="Number of attention heads, if the file does not say.")] = 0,
     to: Annotated[Path | None, typer.Option(help=TO_HELP)] = None,
     output_dir: OutputDir = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Read a published checkpoint: what it is, and what became of each tensor."""
+    """Read a published checkpoint and show its network and how each tensor maps to ours; --to converts it."""
     from bench.checkpoints import importer
 
     located, checkpoint = importer.locate_and_read(source, partial=partial, heads=heads, output=output_dir)
@@ -47,13 +45,18 @@ def import_(
 
 def export(
     run: Annotated[str, typer.Argument(help="A run's folder, or the beginning of its name or key.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new, empty, or an earlier export.")],
-    to: Annotated[Target, typer.Option(help="Whose format: transformers', timm's, or the authors'.")] = Target.hf,
-    push: Annotated[str, typer.Option(metavar="REPO", help="USER/NAME on the hub; made private if new.")] = "",
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder, or an earlier export.")],
+    to: Annotated[
+        Target, typer.Option(help="Format: hf (transformers), timm, or authors (the original code).")
+    ] = Target.hf,
+    push: Annotated[
+        str,
+        typer.Option(metavar="REPO", help="Upload to USER/NAME on the Hugging Face hub; a new repository is private."),
+    ] = "",
     output_dir: OutputDir = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Write a trained network for others: weights, preprocessing, and a model card with results and provenance."""
+    """Export a trained network: weights, preprocessing, and a model card with results and provenance."""
     from bench.checkpoints import exporter, locate
 
     written = exporter.export(locate.find(run, output_dir), to.value, folder, output=output_dir, push=push)

@@ -1,4 +1,4 @@
-"""bench compare and diff: the report of a study, two reports, two arms or runs."""
+"""bench compare and diff: the report of a study; differences between two reports, arms or runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from bench.errors import BenchError, ExitCode
 
 def compare(
     study: Annotated[str, typer.Argument(help="A study that was run, or a report.json.")],
-    other: Annotated[str, typer.Argument(help="A second report.json: what changed since the first.")] = "",
-    allow: Annotated[list[str] | None, typer.Option(help="Subtract rows that differ in this protocol key.")] = None,
+    other: Annotated[str, typer.Argument(help="A second report.json, to compare with the first.")] = "",
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Compare rows although they differ in this protocol key. Repeatable.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 3 when the data do not support a claim.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it again whenever a stage ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Rewrite the report whenever a stage ends.")] = False,
     output_dir: OutputDir = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Write the report of a study: table, curves, intervals, pictures. Exit code 4 when results are missing.
+    """Write the report of a study: scores, intervals, curves, image grids. Exit code 4 when results are missing.
 
-    With two report.json, of two versions of a recipe: what became better or worse. Exit code 3 when something is worse.
+    Given two report.json files, show what became better or worse. Exit code 3 when something is worse.
     """
     if other or study.endswith(".json"):
         return compare_reports(study, other, as_json)
@@ -60,11 +62,11 @@ def compare_reports(first: str, second: str, as_json: bool) -> None:
 def diff(
     first: Annotated[str, typer.Argument(help="An arm's label or id (with --study), or a run's folder.")],
     second: Annotated[str, typer.Argument(help="The other one.")],
-    study: Annotated[str, typer.Option(help="The study whose arms these are.")] = "",
+    study: Annotated[str, typer.Option(help="The study that the arms belong to.")] = "",
     output_dir: OutputDir = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Every value that differs between two arms or runs: on purpose, following from that, or unexplained."""
+    """Show every value that differs between two arms or runs: varied on purpose, a consequence, or unexplained."""
     from bench.cli import render_run
     from bench.runs import diff as value_diff
 

@@ -18,20 +18,18 @@ if TYPE_CHECKING:
     from bench.data.inspection import InspectedSplit, TaskSplit
 
 MOST_ROWS = 40  # pairs or files in a table; --json has all
-GENERATED = "generated"  # instead of a root hash, for data that lie in no files
+GENERATED = "generated"  # instead of a root hash, for data without files
 INDEXED = ("split", "images", "files", "bytes", "root hash", "seconds")
 SAMPLE = 256  # images of a split that are decoded by default
 
-app = typer.Typer(
-    help="Inspect a task's data: what there is, what is missing, what is there twice.", no_args_is_help=True
-)
+app = typer.Typer(help="Inspect the data of a task: contents, missing files, duplicates.", no_args_is_help=True)
 
 TaskName = Annotated[str, typer.Argument(help="A task, like imagenet1k.")]
 
 
 @dataclass
 class Where:
-    """Where the data lie."""
+    """Where the data are."""
 
     data_dir: DataDirs = field(default_factory=list)
     unlabelled: Annotated[str, typer.Option(help="A folder of images for pretraining without labels.")] = ""
@@ -46,7 +44,7 @@ def check(
     decode: Annotated[str, typer.Option(help="How many images of each split to decode, or all.")] = str(SAMPLE),
     as_json: Json = False,
 ) -> None:
-    """Files, classes, sizes, root hash and damaged images of every split. Exit code 4 when something is missing."""
+    """Check every split: files, classes, image sizes, root hash, damaged images. Exit code 4 when data are missing."""
     from bench.data import inspection
 
     number = _parse_decode(decode)
@@ -61,11 +59,13 @@ def check(
 def index(
     where: Where,
     task: TaskName,
-    anew: Annotated[bool, typer.Option("--anew", help="Read all files again, whatever the cache has.")] = False,
-    write: Annotated[Path | None, typer.Option(help="A folder for lists of all files, to compare copies.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Read all files again and ignore the cache.")] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="Also write a list of all files and hashes to this folder, to compare copies.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read every file once, ahead of a run, and cache its hash and where the images lie in shards."""
+    """Hash every file once, ahead of a run, and index the shards; both are cached."""
     import time
 
     from bench.data import splits
@@ -90,13 +90,13 @@ def index(
 def leaks(
     where: Where,
     task: TaskName,
-    against: Annotated[str, typer.Option(help="Another task: are this one's test images among its data?")] = "",
+    against: Annotated[str, typer.Option(help="Search the data of another task for this task's val images.")] = "",
     bits: Annotated[
-        int, typer.Option(min=0, max=12, help="Bits, of 64, in which the hashes of like images may differ.")
+        int, typer.Option(min=0, max=12, help="Bits of 64 in which the hashes of near-duplicates may differ.")
     ] = 6,
     as_json: Json = False,
 ) -> None:
-    """Images of val that are also trained on, or there twice: the same, or nearly. Exit code 3 when there are any.
+    """Find duplicates, exact or near: images of val that are also trained on or occur twice. Exit code 3 for any.
 
     Scaled and re-encoded images are found; cropped, mirrored or rotated ones are not.
     """
@@ -109,7 +109,7 @@ def leaks(
 
 
 def _splits(task: str, where: Where) -> list[TaskSplit]:
-    """The splits of a task, and where they lie."""
+    """The splits of a task, and where they are."""
     from bench.config import registry
     from bench.data import inspection
     from bench.planning.selection import data_roots, parse_data_dirs

@@ -27,7 +27,7 @@ def list_(
     output_dir: OutputDir = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """What there is: methods with their variants, tasks, studies, runs."""
+    """List methods with their variants, tasks, studies or runs."""
     from bench.cli import catalog, formatting
 
     rows = catalog.rows(what.value, include or [], output_dir)
@@ -35,12 +35,12 @@ def list_(
 
 
 def watch(
-    study: Annotated[str, typer.Argument(help="A study that runs, here or elsewhere.")],
+    study: Annotated[str, typer.Argument(help="A study that is running, on this machine or another.")],
     output_dir: OutputDir = Path("results"),
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the progress once and exit.")] = False,
 ) -> None:
-    """Arms x stages of a study under way, with progress and curves, from its files alone. Ctrl-C leaves it running."""
+    """Show the progress of a running study, arms x stages, from its run folders. Ctrl-C leaves the study running."""
     from bench.cli import render_run, watch
     from bench.runs.store import read_plan
 
@@ -55,7 +55,7 @@ def show(
     output_dir: OutputDir = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """All about one run: state, attempts, results, last records, every value with its origin."""
+    """Show one run: state, attempts, results, last records, and every value with its origin."""
     from bench.cli import render_run
     from bench.runs.store import find_run
 
@@ -67,7 +67,7 @@ def validate(
     file: Annotated[Path, typer.Argument(help="A task, study or method file.")],
     include: Annotated[list[Path] | None, typer.Option(help="A folder with more tasks and studies.")] = None,
 ) -> None:
-    """Check a file: its keys, its types, and the names it speaks of."""
+    """Check a task, study or method file: its keys, types, and the names it refers to."""
     from bench.cli import catalog
 
     kind = catalog.validate(file, include or [])
@@ -77,7 +77,7 @@ def validate(
 
 
 def check_links(study: Path, include: list[Path]) -> None:
-    """BenchError when a study claims something of an arm, or names a published row, that is not there."""
+    """Raise BenchError when a claim names an arm, or an arm a published row, that does not exist."""
     from bench.config.registry import places, read_study_file
     from bench.planning.planner import plan_without_data
     from bench.reporting import published
@@ -89,7 +89,7 @@ def check_links(study: Path, include: list[Path]) -> None:
 
 
 def version() -> None:
-    """The versions that results depend on."""
+    """Print the versions of bench and of the packages that results depend on."""
     from bench.environment import commit, versions
     from bench.version import __version__
 

@@ -140,7 +140,7 @@ def run_row(run: Run) -> Row:
 
 
 def run_json(run: Run) -> dict[str, Any]:
-    """Everything about a run, for programs."""
+    """A run with its state, results and values, for programs."""
     stage, status = run.stage(), run.status()
     return {
         "folder": str(run.root),
@@ -156,7 +156,7 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 def run_text(run: Run) -> str:
-    """Everything about a run, for people."""
+    """A run with its state, results and values, for people."""
     stage, status = run.stage(), run.status()
     lines = [f"{run.root}", f"{stage_name(stage)}: {status.state}, step {status.step:,} of {status.steps:,}"]
     if status.error:
@@ -177,7 +177,7 @@ def run_text(run: Run) -> str:
 
 
 def _pretrained_weights(run: Run) -> list[tuple[str, Start]]:
-    """The pretrained weights behind a run and its earlier stages, with the kind of the stage that starts from them."""
+    """The pretrained weights that a run and its earlier stages start from, with the kind of that stage."""
     stage = run.stage()
     folders = read_settings(run).parents if stage.parents and run.path("launch.json").is_file() else {}
     earlier = [Run(Path(folder)) for folder in folders.values() if (Path(folder) / "stage.json").is_file()]

@@ -14,18 +14,18 @@ from bench.cli.output import emit, log
 if TYPE_CHECKING:
     from bench.launch.scheduler import Watcher
 
-Interval = Annotated[float, typer.Option(min=0.1, help="Seconds between lines without a terminal.")]
+Interval = Annotated[float, typer.Option(min=0.1, help="Seconds between progress lines when stderr is not a terminal.")]
 
 
 @takes(StudyOptions, MachineOptions)
 def plan(
     study: StudyOptions,
     machine: MachineOptions,
-    explain: Annotated[str, typer.Option(help="Say who wrote a value: finetune.lr.")] = "",
-    probe: Annotated[bool, typer.Option("--probe", help="Run a few steps of each stage to know the time.")] = False,
+    explain: Annotated[str, typer.Option(help="Show where a value comes from, like finetune.lr.")] = "",
+    probe: Annotated[bool, typer.Option("--probe", help="Run a few steps of each stage to estimate the time.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Decide every stage and show it, with its costs and what departs from the papers. Runs nothing."""
+    """Show every stage of a study, with its cost and its departures from the papers. Runs nothing."""
     show_plan(study, machine, explain=explain, probe=probe, as_json=as_json)
 
 
@@ -53,12 +53,16 @@ def show_plan(
 def run(
     study: StudyOptions,
     machine: MachineOptions,
-    restart_failed: Annotated[bool, typer.Option("--restart-failed", help="Failed stages begin anew.")] = False,
+    restart_failed: Annotated[
+        bool, typer.Option("--restart-failed", help="Run failed stages again from the start.")
+    ] = False,
     interval: Interval = 15.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, as bench plan does; run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, like bench plan, and run nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run what is not finished of a study or of an ad-hoc comparison; the same command goes on after a stop."""
+    """Run the unfinished stages of a study or of an ad-hoc comparison; the same command resumes after a stop."""
     if dry_run:
         return show_plan(study, machine, as_json=as_json)
     from bench import api
@@ -80,7 +84,7 @@ def run(
 def evaluate(
     checkpoints: CheckpointOptions, machine: MachineOptions, interval: Interval = 15.0, as_json: Json = False
 ) -> None:
-    """Score published or own weights on a task: scores, intervals, protocol, and what was published about them."""
+    """Evaluate checkpoints on a task: scores with intervals, the protocol, and published numbers of such weights."""
     from bench import api
     from bench.cli.requests import checkpoint_selection
     from bench.reporting import checkpoint_scores
@@ -97,7 +101,7 @@ def evaluate(
 
 @contextmanager
 def shown_progress(interval: float) -> Iterator[Watcher]:
-    """Inside, progress is shown on stderr: bars on a terminal, a line per `interval` seconds elsewhere."""
+    """Show progress on stderr inside the with block: bars on a terminal, a line per `interval` seconds elsewhere."""
     from bench.cli import progress
 
     watcher = progress.watcher(log, interval)

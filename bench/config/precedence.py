@@ -139,7 +139,7 @@ def method_prefix(text: str) -> str:
 
 
 def has_option(method: Method, text: str) -> bool:
-    """Whether a method has the value at this address. BenchError if the address names the method and it has not."""
+    """Whether a method has the value at this address. BenchError if the address names the method and it does not."""
     address = parse_address(text, methods=[method_prefix(text)])
     if address.part != "options":
         return True
@@ -150,7 +150,7 @@ def has_option(method: Method, text: str) -> bool:
 
 
 def check_options_exist(layers: Iterable[Layer], method: Method) -> None:
-    """BenchError when a layer sets an option that the method does not have."""
+    """Raise BenchError when a layer sets an option that the method does not have."""
     for layer in layers:
         for text in layer.values:
             address = parse_address(text)

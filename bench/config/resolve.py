@@ -104,7 +104,7 @@ def with_normalisation(protocol: Protocol, recipe: Recipe | None) -> Protocol:
 
 
 def check(stage: Stage, where: str, task: Task, parents: Sequence[Stage] = ()) -> None:
-    """BenchError for values of a training stage that contradict one another. where: begins the message."""
+    """Raise BenchError for values of a training stage that contradict one another. where: begins the message."""
     recipe, model = stage.recipe, stage.model
     assert recipe is not None
     if model.image_size % model.patch_size:
@@ -122,7 +122,7 @@ def check(stage: Stage, where: str, task: Task, parents: Sequence[Stage] = ()) -
 
 
 def check_scored(trained: Stage, task: Task) -> None:
-    """BenchError when a task that only evaluates cannot score a model trained on the other task."""
+    """Raise BenchError when a task that only evaluates cannot score a model trained on the other task."""
     if not task.evaluates:
         return
     if task.classes and trained.model.classes != task.classes:
@@ -138,7 +138,7 @@ def check_scored(trained: Stage, task: Task) -> None:
 
 
 def _check_length(stage: Stage, recipe: Recipe, where: str) -> None:
-    """BenchError for a batch larger than the training split, or a warm-up as long as the stage."""
+    """Raise BenchError for a batch larger than the training split, or a warm-up as long as the stage."""
     train, kind = stage.data["train"], stage.kind
     if recipe.batch_size > train.images:
         raise BenchError(

@@ -20,12 +20,12 @@ def digest(value: Any, length: int = 24) -> str:
 
 
 COSMETIC = frozenset({"eval_every_epochs", "checkpoint_every_epochs"})  # values of a recipe that change no result
-# Values of a recipe that say where weights lie. The key has Start.digest instead, and start_partial only when set.
+# Values of a recipe that say where weights are. The key has Start.digest instead, and start_partial only when set.
 STARTING = {"start_from", "start_partial"}
 
 
 class Data(Frozen):
-    """One split as a stage uses it. `identity` says what it holds; `root` only where it lies."""
+    """One split as a stage uses it. `identity` says what it holds; `root` only where it is."""
 
     dataset: str
     split: str
@@ -46,7 +46,7 @@ class Data(Frozen):
 
 
 class Start(Frozen):
-    """Pretrained weights that a stage starts from. `digest` says what they are, the rest only where they lie."""
+    """Pretrained weights that a stage starts from. `digest` says what they are, the rest only where they are."""
 
     id: str  # for people: a hub id, timm:NAME, or the name of a file or folder
     digest: str  # sha256, 64 hexadecimal digits
@@ -93,7 +93,7 @@ class Stage(Frozen):
         return digest(self.identity())
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Stage:
-        """As of every model; a copy works out its own key."""
+        """A copy, as pydantic makes it, that computes its own key."""
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("key", None)  # pydantic copies cached properties, too, and `update` may change the key
         return copy
@@ -105,7 +105,7 @@ class Stage(Frozen):
 
 
 def _content(data: dict[str, Any]) -> dict[str, Any]:
-    """What a split holds, without where it lies or where a list of its labels lies."""
+    """What a split holds, without the paths of its data and of a list of its labels."""
     # A complete split of generated data has neither a manifest nor anything that is incomplete: nothing to hash.
     left_out = {"root", "labels", *(name for name in ("manifest", "incomplete") if not data[name])}
     return {k: v for k, v in data.items() if k not in left_out}

@@ -1,7 +1,7 @@
 """Which bytes a split holds: path, size and hash of every file, and one root hash over them all.
 
 A file is read once. Its hash is cached by path, size and time of change, so that asking again costs no more than a
-stat of each file. The root hash depends neither on where the files lie nor on their times.
+stat of each file. The root hash depends neither on where the files are nor on their times.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def hash_piece(piece: Piece) -> str:
 
 
 def _append_cache(store: Path, hashed: dict[str, str]) -> None:
-    """Add hashes to the cache, except of a path that is no line of text: that file is read again next time."""
+    """Add hashes to the cache, except of a path with a line break: that file is read again next time."""
     lines = [f"{value}\t{key}" for key, value in hashed.items() if _is_line(key)]
     if not lines:
         return

@@ -13,16 +13,16 @@ INTERVAL_SECONDS = 15.0  # between lines
 
 
 class Counter(Protocol):
-    """Counts what is done."""
+    """Counts the items and bytes that are done."""
 
     def advance(self, items: int, size: int = 0) -> None:
-        """`items` more are done, of `size` bytes together."""
+        """Count `items` more as done, of `size` bytes together."""
         ...
 
 
 @contextmanager
 def counter(what: str, items: int, size: int = 0) -> Iterator[Counter]:
-    """Show on stderr how far `what` is, of so many items and bytes, once it has taken a second."""
+    """Show the progress of `what` on stderr, in items and bytes, once it has taken a second."""
     progress = _Bar(what, items, size) if sys.stderr.isatty() else _Lines(what, items, size)
     try:
         yield progress
@@ -60,7 +60,7 @@ class _Progress:
         raise NotImplementedError
 
     def close(self) -> None:
-        """The work is over."""
+        """End the progress display."""
 
 
 class _Lines(_Progress):

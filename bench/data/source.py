@@ -1,4 +1,4 @@
-"""Source: the contract of a data set. Images by index, each with a name, a label and the file it lies in."""
+"""Source: the contract of a data set. Images by index, each with a name, a label and the file that holds it."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class Source(Protocol):
         ...
 
     def identity(self) -> str:
-        """Hash of what the split holds, and not of where it lies."""
+        """Hash of what the split holds, and not of where it is."""
         ...

@@ -22,7 +22,7 @@ NOT_SEEN = "not looked at"
 
 @dataclass(frozen=True, slots=True)
 class SplitRequest:
-    """A split of a data set, where it lies, and the part of it that is used."""
+    """A split of a data set, where it is, and the part of it that is used."""
 
     dataset: str
     split: str
@@ -47,13 +47,13 @@ def open_source(request: SplitRequest) -> Source:
 
 
 def _part(source: Source, request: SplitRequest) -> Source:
-    """The images of a whole split that are requested."""
+    """The requested part of a whole split."""
     part: Source = subsets.labelled_subset(source, request.labels) if request.labels else source
     return part if request.limit is None or request.limit == 1 else subsets.limited_subset(part, request.limit)
 
 
 def describe(request: SplitRequest) -> Data:
-    """What a split holds and where it lies, as a stage records it.
+    """What a split holds and where it is, as a stage records it.
 
     Raises BenchError for a split that is not as expected, unless that is allowed.
     """

@@ -120,7 +120,7 @@ def labelled_subset(source: Source, text: str) -> Subset:
 
 
 def parse_rule(text: str) -> Rule:
-    """Parse a rule; BenchError when it is none of the forms that are known."""
+    """Parse a rule; BenchError when it has none of the known forms."""
     match = GRAMMAR.fullmatch(text.strip())
     rule = Rule() if match is None else _rule(match)
     if not (rule.path or rule.per_class or 0 < rule.share <= 100):

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy of frozen features, with weighted votes: how well they tell classes without training.
+"""k-nearest-neighbour accuracy of frozen features, with weighted votes: class separation without training.
 
 Source: Wu et al., arXiv 1805.01978, section 3.4; k = 20 and temperature 0.07 as is usual for Vision Transformers.
 """

@@ -45,7 +45,7 @@ class EvalSplit:
 
     @property
     def sliding_window(self) -> SlidingWindow:
-        """How images with label maps are given to the network."""
+        """Sliding-window inference, as the protocol sets it, for images with label maps."""
         return SlidingWindow(self.window, self.protocol.stride, self.protocol.flip)
 
 
@@ -144,22 +144,22 @@ def _window_logits(
             return objective.predict({"image": images})["logits"]
 
     for first in range(0, len(batch["map"]), at_once):
-        scales = [(_standardise(batch[name][first : first + at_once], split, device), times) for name, times in views]
+        scales = [(_network_input(batch[name][first : first + at_once], split, device), times) for name, times in views]
         window_logits = split.sliding_window(network, scales)
         for number in range(len(window_logits[0][0])):
             yield [(logits[number], times) for logits, times in window_logits]
 
 
-def _standardise(images: Tensor | list[Tensor], split: EvalSplit, device: torch.device) -> Tensor:
+def _network_input(images: Tensor | list[Tensor], split: EvalSplit, device: torch.device) -> Tensor:
     """Images of one size as the network takes them: (B, 3, h, w)."""
     stacked = images if isinstance(images, Tensor) else torch.stack(images)
     return normalise(stacked.to(device), split.protocol.mean, split.protocol.std)
 
 
 def _sanity_batch(batch: Batch, split: EvalSplit) -> tuple[Batch, PipelineOfAnswers]:
-    """The images for the sanity check of the metric, and what sends their answers through sliding-window inference."""
+    """Images for the sanity check of the metric, and a function that sends answers through the sliding window."""
     if "map" in batch:
-        side = split.window * 3 // 2  # more than one window, so that putting windows together is checked, too
+        side = split.window * 3 // 2  # more than one window, so that merging windows is checked, too
         maps = [labels[:side, :side] for labels in batch["map"][:SANITY_MAPS]]
         batch = {"index": batch["index"][:SANITY_MAPS], "map": maps}
 

@@ -83,7 +83,7 @@ class Classification:
         return torch.full_like(logits, -math.inf).index_copy(1, among, logits[:, among])
 
     def _check_labels(self, indices: Tensor, labels: Tensor) -> None:
-        """BenchError for the first label that cannot be predicted."""
+        """Raise BenchError for the first label that cannot be predicted."""
         wrong = (~torch.isin(labels.cpu(), self.among)).nonzero().flatten().tolist()
         if wrong:
             label, index = int(labels[wrong[0]]), int(indices[wrong[0]])
@@ -188,7 +188,7 @@ class Segmentation:
 def sanity_check(
     scorer: Scorer, batch: Batch, pipeline_of_answers: PipelineOfAnswers = lambda answers: [(answers[0], 1)]
 ) -> None:
-    """AssertionError unless a perfect predictor scores 100 on these images, and one that is off by one scores 0.
+    """Raise AssertionError unless a perfect predictor scores 100 on these images, and one that is off by one scores 0.
 
     pipeline_of_answers: puts the answers for a label map, as if they were an image, through all that an image goes
     through in an evaluation.

@@ -1,6 +1,6 @@
-"""Label maps for pictures of any size, from a network whose input is a square: windows, several sizes, mirror images.
+"""Sliding-window inference: label maps for images of any size from a network with a square input; scales and flips.
 
-Letters: B pictures, C channels, K classes, h x w pixels of a picture as the network sees it, H x W of its label map.
+Letters: B images, C channels, K classes, h x w pixels of an image as the network sees it, H x W of its label map.
 Source: mmsegmentation 0.11, EncoderDecoder.slide_inference and aug_test (golden g09).
 """
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Network = Callable[[Tensor], Tensor]  # (B, C, h, w) -> (B, K, h, w)
-WindowLogits = tuple[Tensor, int]  # logits (..., K, h, w) of pictures at one scale, and their weight
-AT_ONCE = 4  # windows of a large picture that go through the network together
+WindowLogits = tuple[Tensor, int]  # logits (..., K, h, w) of images at one scale, and their weight
+AT_ONCE = 4  # windows of a large image that go through the network together
 MAX_LOGITS = 2**24  # numbers in memory at once when logits are brought to the size of a label map: 64 MiB
 
 
@@ -28,31 +28,31 @@ class SlidingWindow:
     flip: bool = False
 
     def __call__(self, network: Network, scales: Iterable[tuple[Tensor, int]]) -> list[WindowLogits]:
-        """The logits of pictures (B, C, h, w) at one or more scales, mirrored as well if so set, with their weights."""
+        """Logits of images (B, C, h, w) at one or more scales, with `flip` also of mirrored ones, and their weights."""
         window_logits = []
-        for pictures, weight in scales:
-            window_logits.append((self._logits(network, pictures), weight))
+        for images, weight in scales:
+            window_logits.append((self._logits(network, images), weight))
             if self.flip:
-                window_logits.append((self._logits(network, pictures.flip(-1)).flip(-1), weight))
+                window_logits.append((self._logits(network, images.flip(-1)).flip(-1), weight))
         return window_logits
 
-    def _logits(self, network: Network, pictures: Tensor) -> Tensor:
-        """What does not fill the window is padded with zeros, the mean colour, on the right and below."""
+    def _logits(self, network: Network, images: Tensor) -> Tensor:
+        """Images smaller than the window are padded with zeros, the mean colour, on the right and below."""
         window, stride = self.window, self.stride or self.window * 2 // 3
-        return slide(lambda part: _predict_padded(network, part, window), pictures, window=window, stride=stride)
+        return slide(lambda part: _predict_padded(network, part, window), images, window=window, stride=stride)
 
 
-def _predict_padded(network: Network, pictures: Tensor, side: int) -> Tensor:
-    height, width = pictures.shape[-2:]
+def _predict_padded(network: Network, images: Tensor, side: int) -> Tensor:
+    height, width = images.shape[-2:]
     if (height, width) == (side, side):
-        return network(pictures)
-    return network(F.pad(pictures, (0, side - width, 0, side - height)))[..., :height, :width]
+        return network(images)
+    return network(F.pad(images, (0, side - width, 0, side - height)))[..., :height, :width]
 
 
 def slide(predict: Network, images: Tensor, *, window: int, stride: int) -> Tensor:
     """Logits (B, K, H, W) of images (B, C, H, W): the mean, pixel by pixel, over all windows that cover it.
 
-    predict: (B, C, h, w) -> (B, K, h, w). A picture smaller than the window is one window of its own size.
+    predict: (B, C, h, w) -> (B, K, h, w). An image smaller than the window is one window of its own size.
     """
     height, width = images.shape[-2:]
     corners = [(top, left) for top in starts(height, window, stride) for left in starts(width, window, stride)]
@@ -75,26 +75,26 @@ def slide(predict: Network, images: Tensor, *, window: int, stride: int) -> Tens
 
 
 def starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side; the last is moved back so that it ends with the picture."""
+    """Where windows begin along one side; the last is moved back so that it ends with the image."""
     count = max(side - window + stride - 1, 0) // stride + 1
     return [max(min(number * stride + window, side) - window, 0) for number in range(count)]
 
 
 def decide(window_logits: Sequence[WindowLogits], size: tuple[int, int]) -> Tensor:
-    """The predicted classes (H, W) of one picture, at the size of its label map, from its logits (K, h, w).
+    """The predicted classes (H, W) of one image, at the size of its label map, from its logits (K, h, w).
 
-    Logits are first interpolated bilinearly to that size; those of several scales and mirror images become
+    Logits are first interpolated bilinearly to that size; those of several scales and flips become
     probabilities there, which are averaged.
     """
     height, width = size
-    # A strip of rows at a time, so that a picture of any size takes 64 MiB.
+    # A strip of rows at a time, so that an image of any size takes 64 MiB.
     rows = max(1, MAX_LOGITS // (window_logits[0][0].shape[-3] * width))
     strips = [range(top, min(top + rows, height)) for top in range(0, height, rows)]
     return torch.cat([_score(window_logits, size, strip).argmax(0) for strip in strips])
 
 
 def _score(window_logits: Sequence[WindowLogits], size: tuple[int, int], strip: range) -> Tensor:
-    """(K, rows, W), the highest of which wins."""
+    """Scores (K, rows, W) of a strip of rows; the highest class is predicted."""
     if len(window_logits) == 1:
         return interpolate_rows(window_logits[0][0], size, strip)
     total = interpolate_rows(window_logits[0][0], size, strip).softmax(0) * window_logits[0][1]

@@ -1,1 +1,1 @@
-"""Starting stages: walking a plan, launching processes, devices, signals."""
+"""Starting stages: scheduling a plan, launching processes, devices, signals."""

@@ -59,7 +59,7 @@ def slots(resources: Resources, width: int) -> list[Slot]:
 
 
 def check_batches(plan: Plan, resources: Resources) -> None:
-    """BenchError when a batch of the plan does not divide among the processes, with the numbers that would fit."""
+    """Raise BenchError when a batch of the plan does not divide among the processes, and name numbers that fit."""
     for stage in plan.stages.values():
         if (recipe := stage.recipe) is not None:
             micro = micro_batch(recipe, resources)

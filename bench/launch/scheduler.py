@@ -49,7 +49,7 @@ class PlanOutcome:
 
     @property
     def exit_code(self) -> int:
-        """An ExitCode, or 128 + n where signal n stopped the walk."""
+        """An ExitCode, or 128 + n where signal n stopped the run."""
         if self.signal:
             return 128 + self.signal
         if "failed" in self.results.values():
@@ -73,7 +73,7 @@ class Watcher:
         """Another process works on a stage; its result will be used."""
 
     def tick(self, running: Sequence[tuple[Stage, Run]]) -> None:
-        """A moment passed."""
+        """Called at every poll, with the stages that are running."""
 
     def stopping(self) -> None:
         """Ctrl-C was pressed once."""
@@ -98,21 +98,21 @@ def run_plan(
             if run.status().state == "failed":
                 run.restart()
     with _catch_signals() as caught:
-        walk = _Walk(plan, runs, resources, watcher, caught, worker)
-        watcher.begin(plan, len(walk.results))
-        while walk.running or (walk.waiting and not caught):
-            walk.notice()
-            walk.reap()
+        scheduler = _Scheduler(plan, runs, resources, watcher, caught, worker)
+        watcher.begin(plan, len(scheduler.results))
+        while scheduler.running or (scheduler.waiting and not caught):
+            scheduler.notice()
+            scheduler.reap()
             if caught:
-                walk.ask_to_stop()
+                scheduler.ask_to_stop()
             else:
-                walk.block()
-                walk.launch_ready()
-            watcher.tick([(stage, runs[stage.key]) for stage in walk.under_way()])
+                scheduler.block()
+                scheduler.launch_ready()
+            watcher.tick([(stage, runs[stage.key]) for stage in scheduler.under_way()])
             time.sleep(POLL_SECONDS)
-        for unit in walk.waiting:
-            walk.record_unit_result(unit, "interrupted", "not started")
-        return PlanOutcome(walk.results, walk.reasons, caught[0] if caught else 0)
+        for unit in scheduler.waiting:
+            scheduler.record_unit_result(unit, "interrupted", "not started")
+        return PlanOutcome(scheduler.results, scheduler.reasons, caught[0] if caught else 0)
 
 
 def units(plan: Plan, done: Callable[[Stage], bool]) -> list[Unit]:
@@ -176,7 +176,7 @@ def _end_of_log(launch: Launch) -> str:
 
 @contextmanager
 def _catch_signals() -> Iterator[list[int]]:
-    """Inside, Ctrl-C and SIGTERM are only noted in the list; the walk decides what to do."""
+    """Collect Ctrl-C and SIGTERM in a list inside the with block; the scheduler decides what to do."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -190,8 +190,8 @@ def _catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class _Walk:
-    """The state of one walk over a plan, and its moves; `run_plan` makes them in turn."""
+class _Scheduler:
+    """Schedules one run of a plan: its state, and the steps that `run_plan` repeats until nothing is left."""
 
     def __init__(
         self,

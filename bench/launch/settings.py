@@ -25,7 +25,7 @@ class Resources(Frozen):
 
 
 class Settings(Resources):
-    """How one stage is launched: what it may use, and where things lie."""
+    """How one stage is launched: what it may use, and where its data and parents are."""
 
     threads: Count = 1  # of torch, per process
     device: str = "cpu"

@@ -31,7 +31,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Inside, SIGTERM, SIGINT and SIGUSR1 only set `asked`; the work decides when it can stop."""
+    """Let SIGTERM, SIGINT and SIGUSR1 only set `asked` inside the with block; the caller stops when it can."""
     stop = Stop()
     before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
     try:

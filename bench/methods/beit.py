@@ -45,7 +45,7 @@ def view(stage: Stage) -> View:
 
 @dataclass(frozen=True)
 class FixedView:
-    """Another view with the same crop, flip and colours in every epoch: its draws depend on the image alone."""
+    """Wraps a view so that crop, flip and colours are the same in every epoch: its draws depend on the image alone."""
 
     view: View
     seed: int
@@ -145,7 +145,7 @@ class RecoverVisualTokens(Recover):
 
 
 class RecoverPixels(Recover):
-    """Squared error of the standardised pixels of the target patches (P-BEiT section 3.3, ablation)."""
+    """Squared error of the normalised pixels of the target patches (P-BEiT section 3.3, ablation)."""
 
     def __init__(self, backbone: Backbone, *, patch_size: int, predict_all: bool) -> None:
         super().__init__(backbone, 3 * patch_size**2, predict_all=predict_all)

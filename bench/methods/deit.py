@@ -122,11 +122,11 @@ def load_teacher(stage: Stage, parts: Parts) -> Classify:
             f"supervised.options.teacher = {name!r} has {network.num_classes} classes, the task has "
             f"{classes}; 'stage' trains a teacher on the task"
         )
-    return Classify(Restandardised(network, stage.protocol), None, classes=classes, loss=Loss())
+    return Classify(Renormalised(network, stage.protocol), None, classes=classes, loss=Loss())
 
 
-class Restandardised(nn.Module):
-    """A network for images standardised with its own mean and deviation, given images standardised by this stage's."""
+class Renormalised(nn.Module):
+    """A network with its own normalisation (mean, std), for images that are normalised as the stage's protocol says."""
 
     scale: Tensor
     shift: Tensor

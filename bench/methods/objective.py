@@ -21,7 +21,7 @@ class Objective(nn.Module):
     The network that later stages start from is the attribute `backbone`, a `Backbone`.
 
     Batch: the values of the method's view, stacked along a first axis of B images, on the objective's device. Always
-        "image"     (B, 3, H, W) float32, standardised as the task says
+        "image"     (B, 3, H, W) float32, normalised as the task says
         "index"     (B,) int64 on the CPU, the number of each image in the data set
         "position"  (B,) int64 on the CPU, the place of each image in the global batch, 0 to batch_size - 1
     and, from bench's own views, "label" (B,), "map" (B, H, W), "hidden" (B, N) bool or "token_image" (uint8). The B

@@ -1,6 +1,6 @@
 """Cache of visual tokens on disk: with fixed views, a tokenizer encodes each image once and not in every epoch.
 
-The visual tokens lie as uint16 in one file under BENCH_CACHE, named by the tokenizer's weights, the data and the views,
+The visual tokens are uint16 in one file under BENCH_CACHE, named by the tokenizer's weights, the data and the views,
 and are shared by all processes and runs. Shapes: B images, N visual tokens per image.
 """
 

@@ -89,7 +89,7 @@ def divergence_from_uniform(logits: Tensor) -> Tensor:
 
 
 def perplexity(logits: Tensor) -> Tensor:
-    """Visual tokens in use: e to the entropy of their shares in a batch, from 1 (collapse) to V."""
+    """Perplexity of the visual tokens of a batch: e to the entropy of their shares, from 1 (collapse) to V."""
     tokens = logits.argmax(dim=1).flatten()
     share = torch.bincount(tokens, minlength=logits.shape[1]) / len(tokens)
     return torch.special.entr(share).sum().exp()

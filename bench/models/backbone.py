@@ -38,7 +38,7 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """A Vision Transformer that returns tokens and can replace hidden patches by a mask token. Made by `build`.
 
-    backbone(images) -> Features. images: (B, 3, H, W), standardised, H = W = the model's image_size.
+    backbone(images) -> Features. images: (B, 3, H, W), normalised, H = W = the model's image_size.
     The tokens are P prefix tokens (the class token, then the distillation token if there is one) and N patch tokens,
     row by row. No norm is applied to them: a head that reads normalised tokens calls `backbone.norm(tokens)`.
 
@@ -177,7 +177,7 @@ def _build_vit(model: Model, common: dict[str, Any]) -> VisionTransformer:
 
 
 def _check(model: Model) -> None:
-    """BenchError for a model that cannot be built."""
+    """Raise BenchError for a model that cannot be built."""
     if model.trunk not in ("beit", "vit"):
         raise unknown("trunk", model.trunk, ["beit", "vit"])
     if model.width % model.heads:

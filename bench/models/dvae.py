@@ -80,7 +80,7 @@ def agreement(tokenizer: Tokenizer, images: Tensor) -> float:
 
 
 def check_agreement(tokenizer: Tokenizer, images: Tensor) -> None:
-    """BenchError when the tokenizer's precision changes more than one visual token in a thousand."""
+    """Raise BenchError when the tokenizer's precision changes more than one visual token in a thousand."""
     if tokenizer.precision == "fp32":
         return
     share = agreement(tokenizer, images)

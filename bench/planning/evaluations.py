@@ -1,4 +1,4 @@
-"""Evaluating pretrained weights on a task: anybody's checkpoint, or the run of a training.
+"""Plan evaluations of trained weights on a task: any checkpoint, or a run.
 
 The evaluation is an ordinary stage, whose key hashes the weights, the data and the protocol. So it runs once, resumes
 after a stop, and is compared like the evaluations of a study.
@@ -154,7 +154,7 @@ def _of_run(
 
 
 def _check_purpose(source: str, purpose: str, model: Model, task: Task, data: Data) -> None:
-    """BenchError for weights that were trained for another purpose, or for other classes, than the task's."""
+    """Raise BenchError for weights that were trained for another purpose, or for other classes, than the task's."""
     if purpose == "pretrain":
         raise BenchError(
             f"{source} was pretrained without labels, so there is nothing to score; fine-tune it first: "

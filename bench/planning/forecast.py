@@ -90,8 +90,8 @@ def _training_results(run: Run) -> dict[str, Any] | None:
         return None  # a run of another version tells nothing about this one's speed
 
 
-def probe(request: Request, walk: Callable[[Plan, Path], PlanOutcome]) -> Speeds:
-    """Measure the speed of a few steps of every stage, for one seed, run by `walk` in a temporary folder."""
+def probe(request: Request, run_plan: Callable[[Plan, Path], PlanOutcome]) -> Speeds:
+    """Measure the speed of a few steps of every stage, for one seed, run by `run_plan` in a temporary folder."""
     plan = make_plan(request)
     batches = [stage.recipe.batch_size for stage in plan.stages.values() if stage.recipe]
     short = {"epochs": 1, "warmup_epochs": 0, "warmup_steps": 0, "eval_every_epochs": 0, "checkpoint_every_epochs": 0}
@@ -101,7 +101,7 @@ def probe(request: Request, walk: Callable[[Plan, Path], PlanOutcome]) -> Speeds
     study = request.study.model_copy(update={"seeds": request.study.seeds[:1], "name": "probe"})
     shortened = replace(request, study=study, overrides=overrides, limit=float(PROBE_STEPS * max(batches)))
     with tempfile.TemporaryDirectory(prefix="bench-probe-") as folder:
-        outcome = walk(make_plan(shortened), Path(folder))
+        outcome = run_plan(make_plan(shortened), Path(folder))
         if outcome.exit_code:
             reasons = "; ".join(outcome.reasons.values())
             raise BenchError(f"the probe did not finish: {reasons}")

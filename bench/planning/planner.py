@@ -267,7 +267,7 @@ class _Planner:
                 self.used_overrides.add(text)
 
     def check_all_overrides_used(self) -> None:
-        """BenchError for a --set or BENCH_ value that reached no stage."""
+        """Raise BenchError for a --set or BENCH_ value that reached no stage."""
         overrides = self.request.overrides
         for text in (*overrides.sets, *overrides.environment):
             if text not in self.used_overrides:

@@ -1,4 +1,4 @@
-"""Plan requests: a study, the user's overrides, where data lie; and how the planner looks at data and weights."""
+"""Plan requests: a study, the user's overrides, where data are; and how the planner probes data and weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGE = 10**9  # images: no batch and no schedule is too long for such a split
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to plan, and where its data lie."""
+    """What to plan, and where its data are."""
 
     study: Study
     places: Places

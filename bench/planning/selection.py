@@ -1,4 +1,4 @@
-"""What a person selects, by command line or Python, as a request to the planner: which study, size, data, values."""
+"""Selections of the command line and the Python API, as requests to the planner: study, size, data, values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRECISIONS = {"no": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "aut
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSelection:
-    """Where data lie, and which part of them is used."""
+    """Where the data are, and which part of them is used."""
 
     data_dirs: Mapping[str, str] = field(default_factory=dict)  # task -> folder or hf:OWNER/NAME; '' for every task
     limit: float | None = None  # images per split, or a share up to 1; the result is not reportable
@@ -57,7 +57,7 @@ class CheckpointSelection(DataSelection):
 
     checkpoints: tuple[str, ...]  # files, folders, runs, hub ids, timm:NAME
     task: str
-    protocol: str = "task"  # the task's, or 'card': what was shipped with the weights
+    protocol: str = "task"  # the task's, or 'card': with the preprocessing of the weights' model card
     precision: str = "no"  # fp32; bf16, fp16
     partial: bool = False  # leave out unexpected tensors
     name: str = ""  # of the comparison

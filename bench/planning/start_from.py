@@ -55,6 +55,6 @@ def starts_here(source: str, before: Mapping[str, str]) -> bool:
 
 
 def departures(values: Mapping[str, tuple[Any, Any]], start: Start | None) -> dict[str, tuple[Any, Any]]:
-    """Departures from the published recipe, with pretrained weights named by what they are, not where they lie."""
+    """Departures from the published recipe, with pretrained weights named by what they are, not by their path."""
     others = {place: pair for place, pair in values.items() if place.removeprefix("recipe.") not in STARTING}
     return others if start is None else others | {"recipe.start_from": ("", start.name)}

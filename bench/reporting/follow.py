@@ -1,4 +1,4 @@
-"""When the report of a running study is worth writing again: whenever the state of a stage has changed."""
+"""When to rewrite the report of a running study: whenever the state of a stage has changed."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def table_rows(rows: Sequence[Published]) -> list[dict[str, str]]:
 
 
 def check(plan: Plan, path: Path) -> None:
-    """BenchError when an arm names a published row that the table does not have."""
+    """Raise BenchError when an arm names a published row that the table does not have."""
     ids = {row.id for row in read(path)}
     for name in sorted({arm.published for arm in plan.arms if arm.published} - ids):
         raise unknown(f"published row for study {plan.study.name}", name, ids)

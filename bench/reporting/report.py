@@ -29,7 +29,7 @@ from bench.reporting.pages.page import document
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """The report of a study: its main results, and where its files lie. Scores are in percent, differences in points.
+    """The report of a study: its main results, and where its files are. Scores are in percent, differences in points.
 
     scores: a row per task and arm: task, arm (its id), label, method, variant, size, budget, metric; score (mean over
         seeds), sd, seeds, seeds_planned; low, high (95 %, other images), low_retrained, high_retrained (95 %, training
@@ -118,7 +118,7 @@ def _plain_rows(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _make_folder(out: Path) -> None:
-    """Before anything is computed: nobody should wait for a report that cannot be written."""
+    """Make the folder before anything is computed: nobody should wait for a report that cannot be written."""
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Run folders on disk: the only truth about what was computed."""
+"""Run folders on disk: the source of truth for what was computed."""

@@ -1,4 +1,4 @@
-"""Run folders: a stage on disk. These files are the truth; everything else can be made from them again.
+"""Run folders: a stage on disk. These files are the source of truth; all else can be derived.
 
 <results>/runs/<kind>-<key12>/     stage.json, status.json, records.jsonl, results.json, final/, ... (others: store.py)
 """
@@ -60,7 +60,7 @@ class Run:
 
     @classmethod
     def open(cls, runs_root: Path, stage: Stage) -> Run:
-        """The folder of `stage`, created when missing; BenchError when another stage or version lies there."""
+        """The folder of `stage`, created when missing; BenchError when it holds another stage or version."""
         run = cls(Path(runs_root) / stage.folder)
         if run.path("stage.json").exists():
             stored = run.stage()
@@ -68,14 +68,14 @@ class Run:
                 raise BenchError(f"{run.root} holds another stage ({stored.key}, not {stage.key}); move it away")
             if stored == stage or run.status().state == "done":
                 return run
-        # Same key but other values that change no result, like where data lie: what is to run counts.
+        # Same key but other values that change no result, like where data are: what is to run counts.
         body = {"format": FORMAT, "bench": __version__, "key": stage.key, "stage": stage.model_dump(mode="json")}
         write_json(run.path("stage.json"), body)
         return run
 
     @property
     def output(self) -> Path:
-        """The output folder that this run lies in."""
+        """The output folder that holds this run."""
         return self.root.parent.parent
 
     def path(self, *parts: str) -> Path:
@@ -146,7 +146,7 @@ class Run:
         )
 
     def check(self) -> None:
-        """BenchError for the first output that is missing or whose hash differs."""
+        """Raise BenchError for the first output that is missing or whose hash differs."""
         status = self.status()
         if status.state != "done":
             raise BenchError(f"{self.root} is not finished: it is {status.state}")

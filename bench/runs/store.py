@@ -15,7 +15,7 @@ from bench.errors import BenchError, parse, unknown
 from bench.files import read_json, unwritable, write_atomic
 from bench.runs.run import Run
 
-RUNS = "runs"  # of the output folder: where run folders lie
+RUNS = "runs"  # subfolder of the output folder, for run folders
 
 
 def run_of(output: Path, stage: Stage) -> Run:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bench.methods.objective import Objective
 
 
-class AveragedWeights:
+class WeightEma:
     """After each step: average = decay * average + (1 - decay) * weights, in fp32, running statistics included.
 
     It begins with the starting weights; the decay has no warm-up. Source: DeiT main.py with timm's ModelEma.
@@ -31,7 +31,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Average in the weights after one more step."""
+        """Update the average with the weights after a step."""
         torch._foreach_lerp_(self._average, self._sources, 1.0 - self.decay)  # 3 times faster than tensor by tensor
         for name in self._counters:
             self.weights[name].copy_(self._live[name])  # integers, such as BatchNorm's num_batches_tracked
@@ -44,7 +44,7 @@ class AveragedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the with block, the objective has the averaged weights."""
+        """Swap the EMA weights into the objective inside the with block."""
         live = {name: value.clone() for name, value in self._live.items()}
         _copy(self.weights, self._live)
         try:

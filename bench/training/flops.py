@@ -35,7 +35,7 @@ PEAKS = (
 def flops_per_image(objective: Objective, batch: Batch, *, precision: str, batch_size: int) -> float:
     """FLOPs of one training step per image: forward and backward, with teacher and tokenizer; a multiply-add is 2.
 
-    Counted on the few images of `batch`, standardised and on the objective's device; running statistics, gradients
+    Counted on the few images of `batch`, normalised and on the objective's device; running statistics, gradients
     and weights are left as they were. Only matrix products and convolutions are counted.
     """
     before = [buffer.clone() for buffer in objective.buffers()]

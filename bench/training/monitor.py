@@ -24,21 +24,21 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Time it has run so far."""
+        """Seconds that it has run."""
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def start(self) -> None:
-        """Start it, or go on after `stop`."""
+        """Start the clock, or resume it after `stop`."""
         assert self._since is None, "the clock runs already"
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop it; its seconds stay."""
+        """Stop the clock; its seconds stay."""
         self._before, self._since = self.seconds, None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stopped inside the with block."""
+        """Stop the clock inside the with block."""
         self.stop()
         try:
             yield
@@ -69,13 +69,13 @@ class Meter:
         self._mark = (0.0, 0.0)  # seconds, waited at the last reading
 
     def start(self) -> None:
-        """Begin to measure, at the first step or after a checkpoint was loaded."""
+        """Begin measuring, at the first step or after a checkpoint was loaded."""
         self._mark = (self.clock.seconds, self.waited)
         self.clock.start()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent inside counts as waiting for data."""
+        """Count the time inside the with block as waiting for data."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start

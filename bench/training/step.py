@@ -20,7 +20,7 @@ from bench.models.dropout import replace_dropouts, seed_dropout
 from bench.models.sync_batchnorm import sync_batch_norms
 from bench.pipeline.dataloader import Batch, move_and_normalise
 from bench.seeding import derive, seed_all
-from bench.training.ema import AveragedWeights
+from bench.training.ema import WeightEma
 from bench.training.optim import UNDECAYED, Rates, build_optimizer, parameter_groups, set_rates
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Update:
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=self.recipe.precision == "fp16")
         self.model = _wrap(objective, stage, accelerator, settings)
         # Only now: DDP gives the parameters other memory, and the average follows the tensors it was made from.
-        self.average = AveragedWeights(objective, self.recipe.model_ema) if self.recipe.model_ema else None
+        self.average = WeightEma(objective, self.recipe.model_ema) if self.recipe.model_ema else None
 
     def __call__(self, step: int, micro_batches: list[Batch]) -> StepResult:
         """Take optimiser step `step` (from 0) on this process's part of the global batch.
@@ -90,7 +90,7 @@ class Update:
         return StepResult(names, step_sums, norm, rates)
 
     def _prepare(self, step: int, batch: Batch) -> Batch:
-        """A micro-batch on the device, standardised; every random draw of its forward pass seeded by image and step."""
+        """A micro-batch on the device, normalised; every random draw of its forward pass seeded by image and step."""
         seed, batch_size = self.stage.seed, self.recipe.batch_size
         seed_dropout(self.objective, seed=seed, step=step, positions=batch["position"])
         batch = move_and_normalise(batch, self.accelerator.device, self.stage.protocol)

@@ -10,7 +10,7 @@ from bench.config.stage import Stage
 from bench.errors import BenchError
 from bench.methods import deit
 from bench.methods.classification import build_classifier
-from bench.methods.deit import Restandardised
+from bench.methods.deit import Renormalised
 
 SMALL = Model(trunk="vit", width=24, depth=2, heads=3, image_size=16, patch_size=8, classes=5, distilled=True)
 VARIANTS = ["", "soft", "soft-as-released", "usual", "none"]
@@ -133,7 +133,7 @@ def test_an_unknown_published_teacher_is_refused():
         objective(teacher="regnetty_160")
 
 
-def test_a_published_teacher_sees_images_standardised_its_own_way():
+def test_a_published_teacher_sees_images_normalised_its_own_way():
     network = teacher().backbone.eval()
     network.pretrained_cfg = dict(network.pretrained_cfg) | {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
     pixels, protocol = torch.rand(2, 3, 16, 16), Protocol()
@@ -141,11 +141,11 @@ def test_a_published_teacher_sees_images_standardised_its_own_way():
         (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         for mean, std in ((protocol.mean, protocol.std), ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
     )
-    torch.testing.assert_close(Restandardised(network, protocol)(ours), network(theirs), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(Renormalised(network, protocol)(ours), network(theirs), atol=1e-4, rtol=1e-4)
 
 
 def test_the_view_erases_as_the_recipe_says():
     image = Image.new("RGB", (30, 20), (10, 200, 90))
     seen = deit.view(stage())({"image": image, "label": 3})
     assert seen["image"].shape == (3, 16, 16)
-    assert seen["image"].is_floating_point()  # erased pixels are noise of the standardised scale
+    assert seen["image"].is_floating_point()  # erased pixels are noise of the normalised scale

@@ -13,11 +13,11 @@ def test_pixels_stay_as_they_are() -> None:
     assert np.array_equal(normalise({"images": images}, PROTOCOL)["images"], images)
 
 
-def test_standardised_images_become_the_pixels_they_were() -> None:
+def test_normalised_images_become_the_pixels_they_were() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4)).astype(np.uint8)
     mean, deviation = (np.array(values)[None, :, None, None] for values in (PROTOCOL.mean, PROTOCOL.std))
-    standardised = ((images / 255 - mean) / deviation).astype(np.float32)
-    assert np.array_equal(normalise({"image": standardised}, PROTOCOL)["images"], images)
+    normalised = ((images / 255 - mean) / deviation).astype(np.float32)
+    assert np.array_equal(normalise({"image": normalised}, PROTOCOL)["images"], images)
 
 
 def test_images_between_zero_and_one_become_pixels() -> None:

@@ -214,7 +214,7 @@ def _position(name: str, config: dict[str, Any]) -> str:
 
 
 def _check_pyramid(name: str, config: dict[str, Any], depth: int) -> None:
-    """BenchError unless the pyramid reads the blocks that ours reads.
+    """Raise BenchError unless the pyramid reads the blocks that ours reads.
 
     transformers' feature k is the output of block k - 2 (from 0). A config that lists the authors' own numbers, as
     those of the published ADE20K models do, is taken at the authors' word, although transformers then reads others.

@@ -188,7 +188,7 @@ def _rows_of(images: Index, split: str, fraction: float) -> np.ndarray:
 
 
 def _find_pairs(place: str, split: str) -> Pairs:
-    """The images and maps of a split in the first layout that is there; BenchError when there is none."""
+    """The images and maps of a split in the first layout that is found; BenchError when there is none."""
     if place.startswith(HUB):
         table = open_table(place, split)
     else:
@@ -208,7 +208,7 @@ def _find_pairs(place: str, split: str) -> Pairs:
 
 
 def _refuse_full(root: Path) -> None:
-    """BenchError for the full release of ADE20K, which has other classes and other files."""
+    """Raise BenchError for the full release of ADE20K, which has other classes and other files."""
     homes = [root, *root.glob("ADE20K_20*")]
     signs = [home / name for home in homes for name in ("index_ade20k.mat", "index_ade20k.pkl", "images/ADE")]
     proofs = [sign for sign in signs if sign.exists()]
@@ -249,7 +249,7 @@ def _index(tree: Path, files: dict[str, File]) -> Index:
 
 
 def _refuse_swapped(images: dict[str, File], maps: dict[str, File], where: Path, other: Path) -> None:
-    """BenchError when the maps (PNG) lie where the photographs (JPEG) should, or maps are not PNG."""
+    """Raise BenchError when the maps (PNG) are where the photographs (JPEG) should be, or maps are not PNG."""
     kinds = [{Path(file.path).suffix.lower() for file in files.values()} for files in (images, maps)]
     if kinds[0] == {".png"} and kinds[1] and ".png" not in kinds[1]:
         raise BenchError(f"{where} holds the label maps (PNG) and {other} the photographs: the folders were swapped")

@@ -96,7 +96,7 @@ def open_split(
 
 
 class _SplitOnDisk(NamedTuple):
-    """A split as it lies on disk."""
+    """A split as stored on disk."""
 
     images: Index
     names: tuple[str, ...]  # of the classes

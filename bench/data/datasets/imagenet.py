@@ -1,4 +1,4 @@
-"""ImageNet, 1k or 22k, in the layout that lies on disk: folders, Kaggle's archive, tar shards, or Arrow tables.
+"""ImageNet, 1k or 22k, in whatever layout is on disk: folders, Kaggle's archive, tar shards, or Arrow tables.
 
     train/<WordNet id>/*.JPEG, val/<WordNet id>/*.JPEG      as torchvision's ImageFolder
     ILSVRC/Data/CLS-LOC/{train/<WordNet id>,val}            Kaggle's, with LOC_val_solution.csv for the flat val
@@ -133,7 +133,7 @@ def _folder_names(split: str) -> list[str]:
 
 
 def _is_flat(tree: Path) -> bool:
-    """Whether images lie directly in a folder."""
+    """Whether a folder holds images directly."""
     return tree.is_dir() and any(path.suffix.lower() in SUFFIXES for path in tree.iterdir())
 
 
@@ -186,7 +186,7 @@ def _read_table(table: ArrowTable, expected: Classes) -> Index:
 
 
 def _check_classes(names: list[str], expected: Classes, where: str) -> None:
-    """BenchError unless a table's class names, if it has any, are the expected ones in their order."""
+    """Raise BenchError unless a table's class names, if it has any, are the expected ones in their order."""
     if not names:
         return
     if not all(WORDNET_ID.fullmatch(name) for name in names):

@@ -1,1 +1,1 @@
-"""Readers of the layouts in which images lie on disk."""
+"""Readers of the layouts in which images are stored on disk."""

@@ -1,4 +1,4 @@
-"""Index of a split: where each image lies, as a range of bytes in a file, whatever the layout on disk.
+"""Index of a split: where each image is, as a range of bytes in a file, whatever the layout on disk.
 
 An image file, a member of a tar shard and a row of an Arrow table all come down to (file, offset, size). So one
 class reads them all, a split of 1.28 million images is a few arrays, and worker processes share no open file.
@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Index:
-    """The images of a split, a row each (N), in the files they lie in (F)."""
+    """The images of a split, a row each (N), in their files (F)."""
 
     ids: np.ndarray  # (N,) bytes: name of an image in UTF-8, unique
     labels: np.ndarray  # (N,) int32: class, -1 for none
-    files: np.ndarray  # (N,) int32: number of the file it lies in
+    files: np.ndarray  # (N,) int32: number of the file it is in
     offsets: np.ndarray  # (N,) int64: its first byte there
     sizes: np.ndarray  # (N,) int64: how many bytes
     paths: np.ndarray  # (F,) bytes: the files' absolute paths
@@ -57,11 +57,11 @@ class Index:
         )
 
     def path(self, row: int) -> str:
-        """The file an image lies in."""
+        """The file that holds an image."""
         return os.fsdecode(bytes(self.paths[self.files[row]]))
 
     def place(self, row: int) -> str:
-        """The file an image lies in, followed by its name if the file holds many."""
+        """The file that holds an image, followed by the image's name if the file holds many."""
         path, name = self.path(row), self.ids[row].decode()
         return path if path.lower().endswith(SUFFIXES) else f"{path}, {name}"
 
@@ -104,7 +104,7 @@ def concatenate(parts: Sequence[Index]) -> Index:
 
 
 def sort_by_class(index: Index, where: str) -> Index:
-    """The images by class, then by name: the same order in every layout. BenchError for a name that is there twice."""
+    """The images by class, then by name: the same order in every layout. BenchError for a duplicate name."""
     names, counts = np.unique(index.ids, return_counts=True)
     if len(names) < len(index.ids):
         double = names[counts > 1][0]
@@ -201,7 +201,7 @@ def decode_image(data: bytes, exif_rotate: bool = False) -> Image.Image:
 
 
 def content_hash(classes: Sequence[str], *indices: Index) -> str:
-    """Hash of classes, names, sizes and labels, and not of where the files lie: 24 hexadecimal digits."""
+    """Hash of classes, names, sizes and labels, and not of where the files are: 24 hexadecimal digits."""
     listing = hashlib.blake2b("\0".join(classes).encode(), digest_size=12)
     for index in indices:
         listing.update(index.ids.tobytes() + index.sizes.astype("<i8").tobytes() + index.labels.astype("<i4").tobytes())

@@ -35,7 +35,7 @@ END = 1024  # zero bytes that end a tar file
 
 
 class Member(NamedTuple):
-    """A sample: its key, the text of its label member, and where its image lies in the shard."""
+    """A sample: its key, the text of its label member, and where its image is in the shard."""
 
     key: str
     label: str
@@ -165,7 +165,7 @@ def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) 
 
 
 def _check_end(archive: tarfile.TarFile, shard: Path) -> None:
-    """BenchError unless the zero blocks that end a tar file are there: a file cut between two members lacks them."""
+    """Raise BenchError unless the zero blocks that end a tar file are there; a truncated file lacks them."""
     with shard.open("rb") as file:
         file.seek(archive.offset)  # where reading ended
         if file.read(END) != bytes(END):

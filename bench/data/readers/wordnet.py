@@ -54,7 +54,7 @@ def read_classes(option: str, root: Path | None) -> Classes:
 
 
 def check_classes(ids: Sequence[str], expected: Classes, where: Path | str, what: str = "class folder") -> None:
-    """BenchError that names the classes which `where` lacks, and those which are none of the expected."""
+    """Raise BenchError that names the missing and the unexpected classes of `where`."""
     missing = sorted(set(expected.ids) - set(ids))
     extra = sorted(set(ids) - set(expected.ids))
     if not missing and not extra:
@@ -111,7 +111,7 @@ def class_in_name(name: str) -> str:
 
 
 def check_label(name: str, number: int, expected: Classes, where: str) -> None:
-    """BenchError when an image's name tells another class than its label."""
+    """Raise BenchError when an image's name tells another class than its label."""
     named_class = class_in_name(name)
     if named_class and named_class != expected.ids[number]:
         raise BenchError(
@@ -121,7 +121,7 @@ def check_label(name: str, number: int, expected: Classes, where: str) -> None:
 
 
 def check_english_order(names: Sequence[str], expected: Classes, where: str) -> None:
-    """BenchError unless classes given by English names stand in the order of the WordNet ids.
+    """Raise BenchError unless classes given by English names are in the order of their WordNet ids.
 
     A name need not be one of WordNet's; but if it belongs to another class, the order is wrong.
     """

@@ -175,7 +175,7 @@ class Outcomes:
                 yield result
 
     def _check_images(self, task: str, result: SeedResult) -> None:
-        """BenchError unless `result` was scored on the same images as the first one of its task."""
+        """Raise BenchError unless `result` was scored on the same images as the first one of its task."""
         expected = self._images.setdefault(task, result.ids)
         if result.ids != expected:
             extra, lacking = set(result.ids) - set(expected), set(expected) - set(result.ids)

@@ -34,7 +34,7 @@ def read_arrays(stage_run: StageRun) -> Arrays:
 
 
 def normalise(stored: Mapping[str, np.ndarray], protocol: Protocol) -> Arrays:
-    """The arrays under common names and types; images that were standardised for the network become pixels again."""
+    """The arrays under common names and types; images that were normalised for the network become pixels again."""
     named = {_name(name, array): array for name, array in stored.items()}
     arrays = {name: array.astype(np.int64) if name in INTEGERS else array for name, array in named.items()}
     for name in {"images", "reconstruction"} & arrays.keys():
@@ -52,7 +52,7 @@ def _name(name: str, array: np.ndarray) -> str:
 
 
 def _pixels(images: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Images (K,3,H,W) as uint8: as they are, from [0,1], or from values standardised by the protocol."""
+    """Images (K,3,H,W) as uint8: as they are, from [0,1], or from values normalised by the protocol."""
     if images.dtype == np.uint8:
         return images
     if images.min() < 0 or images.max() > 1:
