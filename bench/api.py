@@ -296,7 +296,7 @@ def load_transform(source: str | Path, *, output: str | Path = RESULTS) -> Calla
     else:
         checkpoint = conversion.read(str(source) if located.revision else located.path)
         if not checkpoint.preprocessing:
-            raise BenchError(f"{source} says nothing of its preprocessing; use bench.pipeline.transforms.eval_view")
+            raise BenchError(f"{source} does not state its preprocessing; use bench.pipeline.transforms.eval_view")
         values = {"resolution": checkpoint.model.image_size} | checkpoint.preprocessing
         protocol = parse(Protocol, values, f"the preprocessing of {source}")
     view = eval_view(protocol)

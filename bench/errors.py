@@ -41,7 +41,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def unknown(what: str, word: str, known: Iterable[str]) -> BenchError:
     """The error for an unknown name, with the known names and the nearest of them."""
     names = sorted(known)
-    return BenchError(f"no {what} {word!r}; there is {', '.join(names) or 'none'}.{nearest(word, names)}")
+    return BenchError(f"no {what} {word!r}; available: {', '.join(names) or 'none'}.{nearest(word, names)}")
 
 
 def listed_up_to(names: Sequence[str], most: int = 10) -> str:

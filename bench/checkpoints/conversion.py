@@ -132,7 +132,7 @@ def _read_published(weights: RawCheckpoint, heads: int) -> tuple[Family, ParsedC
     if any(".layer.0." in name for name in weights.state):
         raise BenchError(f"{weights.name} looks like a model of transformers; put its config.json beside it")
     first = ", ".join([*weights.state][:3])
-    raise BenchError(f"{weights.name} is no Vision Transformer of the authors, timm or transformers: it has {first}")
+    raise BenchError(f"{weights.name} is not a Vision Transformer of the authors, timm or transformers: it has {first}")
 
 
 def _fit(name: str, parsed: ParsedCheckpoint, partial: bool) -> tuple[State, TensorReport]:

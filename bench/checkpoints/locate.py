@@ -65,7 +65,7 @@ def locate(source: str, output: Path = Path("results")) -> LocatedWeights:
     BenchError says what there is instead, or what to download and where to put it when there is no network.
     """
     if not source.strip():
-        raise BenchError(f"no weights are named; write {FORMS}")
+        raise BenchError(f"the name of the weights is empty; write {FORMS}")
     if source.startswith(TIMM):
         return _locate_on_hub(source, _timm_hub_id(source.removeprefix(TIMM)))
     path = Path(source).expanduser()
@@ -90,7 +90,7 @@ def trained_run(run: Run) -> Run:
     if stage.kind == "evaluate":
         folders, key = read_settings(run).parents, stage.parents.get("model", "")
         if key not in folders:
-            raise BenchError(f"{run.root}: launch.json does not say where the scored model lies")
+            raise BenchError(f"{run.root}: launch.json does not say where the scored model is")
         run = Run(Path(folders[key]))
     if not run.is_done():
         raise BenchError(f"{run.root} is not finished: it is {run.status().state}; `bench run` resumes it")

@@ -201,7 +201,7 @@ def _leak_row(pair: Pair, left: TaskSplit, left_source: Any, val: TaskSplit, sou
 
 def _leaks_text(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
-        return "no image is there twice"
+        return "no duplicate images"
     exact = sum(row["what"] == "same pixels" for row in rows)
     summary = f"{len(rows):,} pairs: {exact:,} with the same pixels, {len(rows) - exact:,} nearly the same"
     more = [f"and {len(rows) - MOST_ROWS:,} more (--json has all)"] if len(rows) > MOST_ROWS else []

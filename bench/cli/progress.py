@@ -78,7 +78,7 @@ class StageLog(Watcher):
 
     def begin(self, plan: Plan, finished: int) -> None:
         self.total, self.finished = len(plan.stages), finished
-        self.log(f"{plan.study.name}: {self.total} stages, {finished} of them are done already")
+        self.log(f"{plan.study.name}: {self.total} stages, {finished} of them already done")
 
     def started(self, stages: Sequence[Stage], run: Run) -> None:
         self.launches.append({stage.key for stage in stages})
@@ -97,7 +97,7 @@ class StageLog(Watcher):
 
     def waiting(self, stage: Stage, holder: Mapping[str, Any]) -> None:
         place = str(holder.get("host", "")).partition("/")[0]
-        self.log(f"wait    {stage_name(stage)}: process {holder.get('pid')} on {place} works on it")
+        self.log(f"wait    {stage_name(stage)}: process {holder.get('pid')} on {place} is working on it")
 
     def stopping(self) -> None:
         self.log("stopping at the next step, with a checkpoint; press Ctrl-C again to stop without one")

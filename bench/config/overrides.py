@@ -114,7 +114,7 @@ def _parse_variable(name: str) -> Address:
     if stage not in (*STAGES, "model") or not rest:
         examples = [*ENVIRONMENT, *(f"{kind.upper()}_LR" for kind in TRAINED)]
         hint = nearest(name.removeprefix("BENCH_"), examples)
-        raise BenchError(f"{name} in the environment means nothing here.{hint}")
+        raise BenchError(f"{name} in the environment is not a setting of bench.{hint}")
     if rest[0] in ("options", "model") and len(rest) > 1:
         return parse_address(f"{stage}.{rest[0]}.{'_'.join(rest[1:])}", where=f"{name} in the environment: ")
     return parse_address(f"{stage}.{'_'.join(rest)}", where=f"{name} in the environment: ")

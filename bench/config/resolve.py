@@ -108,9 +108,9 @@ def check(stage: Stage, where: str, task: Task, parents: Sequence[Stage] = ()) -
     recipe, model = stage.recipe, stage.model
     assert recipe is not None
     if model.image_size % model.patch_size:
-        raise BenchError(f"{where}: image_size {model.image_size} is no multiple of patch_size {model.patch_size}")
+        raise BenchError(f"{where}: image_size {model.image_size} is not a multiple of patch_size {model.patch_size}")
     if stage.kind not in SIZE_INDEPENDENT and model.width % model.heads:
-        raise BenchError(f"{where}: width {model.width} is no multiple of heads {model.heads}")
+        raise BenchError(f"{where}: width {model.width} is not a multiple of heads {model.heads}")
     _check_length(stage, recipe, where)
     if recipe.freeze and stage.kind != "finetune":
         raise BenchError(f"{where}: freeze = true would leave nothing to learn; it is for fine-tuning")

@@ -121,7 +121,7 @@ def _refuse_doubles(pieces: Sequence[Piece]) -> None:
     ids: set[str] = set()
     for piece in pieces:
         if piece.id in ids:
-            raise BenchError(f"{piece.path}: {piece.id!r} is there twice; a name stands for one image of a split")
+            raise BenchError(f"{piece.path}: {piece.id!r} occurs twice; a name stands for one image of a split")
         ids.add(piece.id)
 
 

@@ -155,7 +155,7 @@ def _indices_from_file(source: Source, path: Path) -> list[int]:
     mistakes = {
         f"not in {place}": [name for name, index in pairs if index == NOWHERE],
         f"the name of several images of {place}; write the folder before it": [n for n, i in pairs if i == UNCLEAR],
-        "there twice": [name for name, index in pairs if index >= 0 and times[index] > 1],
+        "duplicates": [name for name, index in pairs if index >= 0 and times[index] > 1],
     }
     for mistake, wrong in mistakes.items():
         if wrong:

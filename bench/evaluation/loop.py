@@ -116,7 +116,9 @@ def _pad_batches(
 def gather(tables: list[Table], images: int) -> Table:
     """The rows of all processes, by image. AssertionError unless every image is there exactly once."""
     whole = join_tables(list(chain.from_iterable(gather_object([tables]))))
-    assert np.array_equal(whole["index"], np.arange(images)), f"of {images} images not each was scored exactly once"
+    assert np.array_equal(whole["index"], np.arange(images)), (
+        f"not every one of {images} images was scored exactly once"
+    )
     return whole
 
 

@@ -25,11 +25,11 @@ def connect(settings: Settings) -> Accelerator:
     # A launcher that quietly starts one process instead of two would train slowly, or with another batch.
     if accelerator.num_processes != settings.num_processes:
         raise BenchError(
-            f"{settings.num_processes} processes were asked for, {accelerator.num_processes} started; "
+            f"{settings.num_processes} processes were requested, but {accelerator.num_processes} started; "
             "see accelerate.yaml"
         )
     if accelerator.device.type != torch.device(settings.device).type:
-        raise BenchError(f"device {settings.device!r} was asked for, torch offers {accelerator.device.type!r}")
+        raise BenchError(f"device {settings.device!r} was requested, but torch offers {accelerator.device.type!r}")
     # On the CPU explicit attention is 1.5 times faster than the fused kernel in bf16, and its operations are counted.
     set_fused_attn(accelerator.device.type != "cpu")
     return accelerator

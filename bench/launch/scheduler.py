@@ -247,7 +247,8 @@ class _Scheduler:
             reason = f"after step {status.step} of {status.steps}" if fresh else "not started"
             self.record_result(stage, "interrupted", reason)
         else:  # killed, for want of memory perhaps: the worker could not record anything
-            reason = f"its process ended without a word, exit code {launch.process.returncode}\n{_end_of_log(launch)}"
+            code = launch.process.returncode
+            reason = f"its process ended with exit code {code} and recorded no error\n{_end_of_log(launch)}"
             self.record_result(stage, "failed", reason)
 
     def record_result(self, stage: Stage, result: Result, reason: str = "") -> None:

@@ -175,7 +175,7 @@ def _card_protocol(source: str, checkpoint: ConvertedCheckpoint, task: Task) -> 
     """The task's protocol with the preprocessing of the weights' model card."""
     card = {name: checkpoint.preprocessing[name] for name in PREPROCESSING if name in checkpoint.preprocessing}
     if not card:
-        raise BenchError(f"{source} says nothing of its preprocessing; leave out --protocol card")
+        raise BenchError(f"{source} does not state its preprocessing; leave out --protocol card")
     values = task.protocol.model_dump(mode="json") | {"resolution": checkpoint.model.image_size} | card
     if values["whole"]:
         values |= {"stride": 0, "scales": (1.0,)}  # a protocol with whole = true refuses others

@@ -271,7 +271,7 @@ class _Planner:
         overrides = self.request.overrides
         for text in (*overrides.sets, *overrides.environment):
             if text not in self.used_overrides:
-                raise BenchError(f"{text!r} was set, but no stage has it; the stages are {_kinds(self.stages)}")
+                raise BenchError(f"{text!r} was set, but no stage has this value; the stages are {_kinds(self.stages)}")
 
     def task(self, name: str) -> Task:
         """A task by name, read once."""

@@ -72,7 +72,7 @@ def study_request(selection: StudySelection, output: Path) -> Request:
     if selection.unlabelled and not Path(selection.unlabelled).is_dir():
         raise BenchError(f"--unlabelled {selection.unlabelled}: no such folder")
     if selection.scale not in ("", "toy"):
-        raise BenchError(f"--scale {selection.scale}: there is toy; without it every study runs as it is written")
+        raise BenchError(f"--scale {selection.scale}: the only scale is toy; leave it out to run the study as written")
     request = Request(
         study=_study(selection, where),
         places=where,
@@ -128,7 +128,7 @@ def _study(selection: StudySelection, where: Places) -> Study:
         study = Study(name=_name_of(selection), tasks=selection.tasks, arms=arms)
     else:
         names = ", ".join(sorted(study_files(where))) or "none"
-        raise BenchError(f"what is to be compared? Name a study ({names}), or give --method and --task")
+        raise BenchError(f"nothing to compare: name a study ({names}), or give --method and --task")
     return _changed(study, selection)
 
 

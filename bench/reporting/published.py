@@ -100,7 +100,7 @@ def _row(line: Mapping[str | None, str | None], where: str) -> Published:
 
 def _check_word(word: str, allowed: Sequence[str], where: str) -> None:
     if word not in allowed:
-        raise BenchError(f"{where} {word!r} is none of {', '.join(allowed)}.{nearest(word, allowed)}")
+        raise BenchError(f"{where} {word!r} is not one of {', '.join(allowed)}.{nearest(word, allowed)}")
 
 
 def _number(text: str, where: str) -> float:

@@ -51,7 +51,7 @@ def read(path: Path) -> dict[str, Any]:
     written = report.get("format") if isinstance(report, dict) else None
     if written != READS or "arms" not in report:
         raise BenchError(
-            f"{path} is no report.json of this version (format {written}, this one reads {READS}); "
+            f"{path} is not a report.json of this version (format {written}, this one reads {READS}); "
             "write it again with bench compare"
         )
     return report

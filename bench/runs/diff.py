@@ -124,7 +124,9 @@ def _arm(plan: Plan, name: str) -> PlannedArm:
     if not near:
         raise unknown(f"arm of {plan.study.name}", name, [f"{arm.label}/{arm.task}" for arm in plan.arms])
     if len(near) > 1:
-        raise BenchError(f"{name!r} may be {', '.join(f'{arm.label}/{arm.task}' for arm in near)}; write more of it")
+        raise BenchError(
+            f"{name!r} is ambiguous: {', '.join(f'{arm.label}/{arm.task}' for arm in near)}; write more of it"
+        )
     return near[0]
 
 

@@ -65,7 +65,7 @@ class Lease:
                 with os.fdopen(descriptor, "w") as file:
                     json.dump({**self._mine, "time": time.time()}, file)
         except FileExistsError:
-            raise Busy(f"{self.path.parent} was taken by another process this moment") from None
+            raise Busy(f"{self.path.parent} was just taken by another process") from None
         except OSError as error:
             raise unwritable(self.path, error) from None
 

@@ -49,7 +49,7 @@ def find_run(output: Path, name: str) -> Run:
     runs = list(all_runs(output))
     matches = [run for run in runs if name and any(part.startswith(name) for part in (run.root.name, _key12(run)))]
     if len(matches) > 1:
-        raise BenchError(f"{name!r} is short for {', '.join(run.root.name for run in matches)}; write more of it")
+        raise BenchError(f"{name!r} is ambiguous: {', '.join(run.root.name for run in matches)}; write more of it")
     if not matches:
         raise unknown("run", name, [run.root.name for run in runs])
     return matches[0]

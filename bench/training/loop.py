@@ -80,7 +80,7 @@ class Trainer:
     def __init__(self, stage: Stage, objective: Objective, data: TrainingData, context: RunContext) -> None:
         assert stage.recipe is not None, "an evaluation is not trained"
         if stage.recipe.select == "best" and "minival" not in data.evaluations:
-            raise BenchError("select = 'best' chooses by the split minival, which this stage has not; use 'last'")
+            raise BenchError("select = 'best' chooses by the split minival, which this stage does not have; use 'last'")
         self.stage, self.recipe, self.data = stage, stage.recipe, data
         self.run, self.settings = context.run, context.settings
         self.accelerator, self.stop = context.accelerator, context.stop
@@ -203,7 +203,10 @@ class Trainer:
         last = checkpoint.newest(self._checkpoints)
         step = last.step if last else 0
         if len(set(gather_object([step]))) > 1:
-            raise BenchError(f"the processes see different checkpoints in {self._checkpoints}; is it a shared folder?")
+            raise BenchError(
+                f"the processes see different checkpoints in {self._checkpoints}; "
+                "put --output-dir on storage that all processes share"
+            )
         if self.accelerator.is_main_process:
             self.run.rewind(step)  # records of steps after the checkpoint are measured again
         if last:

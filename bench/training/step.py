@@ -154,4 +154,6 @@ def _checkpoint_gradients(objective: Objective) -> None:
     elif hasattr(backbone, "set_grad_checkpointing"):
         backbone.set_grad_checkpointing(True)  # timm's name for it
     else:
-        log.warning("%s has no blocks to recompute; gradient checkpointing is off", type(objective).__name__)
+        log.warning(
+            "%s has no transformer blocks to recompute; gradient checkpointing is off", type(objective).__name__
+        )

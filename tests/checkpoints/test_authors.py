@@ -213,7 +213,7 @@ def test_the_conversion_that_a_refusal_proposes_gives_a_file_that_is_read(tmp_pa
     [
         (
             {"model": {"fc.weight": torch.ones(1)}},
-            "no Vision Transformer of the authors, timm or transformers: it has fc",
+            "not a Vision Transformer of the authors, timm or transformers: it has fc",
         ),
         ({"model": {}}, "holds no tensors"),
         ([1, 2], "holds a list"),

@@ -88,7 +88,7 @@ def test_the_stages_that_the_weights_replace_are_left_out(tmp_path):
 
 
 def test_a_value_for_a_stage_that_is_left_out_is_refused(tmp_path):
-    with pytest.raises(BenchError, match=r"'pretrain.lr' was set, but no stage has it"):
+    with pytest.raises(BenchError, match=r"'pretrain.lr' was set, but no stage has this value"):
         plan(finetune__start_from=str(pretrained(tmp_path / "m")), pretrain__lr=1.0)
 
 

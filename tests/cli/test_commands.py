@@ -121,7 +121,7 @@ def test_precision_is_a_part_of_the_result() -> None:
         (["plan", *VIT, "--data-dir", "folde=x"], "no task 'folde'"),
         (["run", *VIT, "--name", "../up"], "a study cannot be called '../up'"),
         (["plan", *VIT, "--include", "nowhere"], "--include nowhere: no such folder"),
-        (["plan"], "what is to be compared? Name a study ("),
+        (["plan"], "nothing to compare: name a study ("),
         (["plan", "demo", "--method", "vit"], "not both"),
         (["plan", "--method", "vit"], "--method needs --task"),
         (["plan", "-m", "vit", "-t", "folder"], "give --data-dir PATH"),
@@ -148,7 +148,7 @@ def test_variables_of_the_environment_set_values_and_their_typos_are_found(monke
     monkeypatch.setenv("BENCH_SUPERVISED_LR", "0.25")
     assert "vit, supervised: 0.25" in bench("plan", *VIT[:6], "--explain", "supervised.lr").stdout
     monkeypatch.setenv("BENCH_SUPERVISD_LR", "0.25")
-    assert "BENCH_SUPERVISD_LR in the environment means nothing here" in refused("plan", *VIT)
+    assert "BENCH_SUPERVISD_LR in the environment is not a setting of bench" in refused("plan", *VIT)
 
 
 def test_data_lie_where_the_flag_or_the_environment_says(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

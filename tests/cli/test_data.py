@@ -135,7 +135,7 @@ def test_the_files_of_two_copies_can_be_compared(bench, animals, copy, tmp_path)
 
 def test_separate_images_are_no_leak(bench, animals):
     done = bench("leaks", animals)
-    assert (done.exit_code, done.output) == (0, "no image is there twice\n")
+    assert (done.exit_code, done.output) == (0, "no duplicate images\n")
 
 
 def test_an_image_that_is_also_learnt_from_is_found_and_named(bench, copy):

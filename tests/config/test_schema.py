@@ -83,7 +83,7 @@ def test_a_toml_file_with_a_mistake_is_named_with_the_line(tmp_path: Path) -> No
 
 def test_an_unknown_name_is_answered_with_all_and_the_nearest() -> None:
     text = str(unknown("task", "ade", ["demo", "ade20k"]))
-    assert text == "no task 'ade'; there is ade20k, demo. Did you mean ade20k?"
+    assert text == "no task 'ade'; available: ade20k, demo. Did you mean ade20k?"
     assert nearest("xyz", ["demo"]) == ""
 
 
@@ -157,7 +157,7 @@ def test_a_task_may_be_another_one_with_changes(tmp_path: Path) -> None:
 def test_a_base_that_is_not_there_or_is_itself_is_refused(tmp_path: Path, base: str) -> None:
     (tmp_path / "first.toml").write_text(TASK_WITH_TABLES)
     (tmp_path / "second.toml").write_text(f'base = "{base}"\n')
-    with pytest.raises(BenchError, match=f"base = '{base}': no other task '{base}'; there is first"):
+    with pytest.raises(BenchError, match=f"base = '{base}': no other task '{base}'; available: first"):
         read_task_file(tmp_path / "second.toml")
 
 

@@ -97,7 +97,9 @@ def test_pickles_are_refused_unread_with_the_download_that_works(tmp_path, folde
 def test_a_file_cut_short_is_named(tmp_path):
     path = cifar_binary(tmp_path) / "cifar-100-binary/train.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BenchError, match=r"train.bin has 614,799 bytes, which is no whole number of records of 3,074"):
+    with pytest.raises(
+        BenchError, match=r"train.bin has 614,799 bytes, which is not a whole number of records of 3,074"
+    ):
         source(tmp_path)
 
 

@@ -102,7 +102,7 @@ def test_a_list_of_classes_may_be_a_file_beside_the_data(copy):
     root = copy("folders")
     write(root / "classes.txt", "\n".join(reversed(WORDNET_IDS)))
     assert source(root, classes="classes.txt").identity() == source(root).identity()
-    with pytest.raises(BenchError, match="'cat' is no WordNet id"):
+    with pytest.raises(BenchError, match="'cat' is not a WordNet id"):
         write(root / "classes.txt", "cat dog") and source(root, classes="classes.txt")
 
 
@@ -166,7 +166,7 @@ def test_the_archive_of_kaggle_is_found_from_inside(made, below):
         (lambda root: shutil.copy(picture(root, 3), picture(root, 9)), "no class for 1 images.*val_00000009"),
         (lambda root: table(root, "ImageId,", "Id,"), "its first line should be ImageId,PredictionString"),
         (lambda root: table(root, "n02119789", "fox"), "line 4: .* names no image with a WordNet id"),
-        (lambda root: table(root, "val_00000002", "val_00000001"), "line 3: ILSVRC2012_val_00000001 is there twice"),
+        (lambda root: table(root, "val_00000002", "val_00000001"), "line 3: ILSVRC2012_val_00000001 occurs twice"),
         (lambda root: table(root, "n02119789", "n01440764"), r"it lacks 1: n02119789 \(kit fox\)"),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_folder_of_something_else_says_what_is_read(tmp_path):
     with pytest.raises(BenchError, match="No such file"):
         source(tmp_path / "nowhere")
     write(tmp_path / "train/goldfish/0.jpg", jpeg(0))
-    with pytest.raises(BenchError, match=r"its folders, goldfish, are no classes of ImageNet.*take the task folder"):
+    with pytest.raises(BenchError, match=r"its folders, goldfish, are not classes of ImageNet.*take the task folder"):
         source(tmp_path)
     with pytest.raises(BenchError, match="give --data-dir PATH"):
         splits.open_source(SplitRequest("imagenet", "train"))

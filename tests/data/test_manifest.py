@@ -161,7 +161,7 @@ def test_the_order_of_files_changes_nothing():
 def test_a_name_that_is_there_twice_is_refused(tmp_path):
     paint(tmp_path / "a.png", 1)
     piece = manifest.whole_file(tmp_path / "a.png", "a.png")
-    with pytest.raises(BenchError, match=r"'a\.png' is there twice"):
+    with pytest.raises(BenchError, match=r"'a\.png' occurs twice"):
         manifest.manifest([piece, piece], "here")
 
 

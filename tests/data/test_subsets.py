@@ -110,7 +110,7 @@ class Alike(Letters):
     ("source", "lines", "message"),
     [
         (Letters(), ["a_3", "a_300", "b_400"], "2 of 3 names are not in letters/train: a_300, b_400"),
-        (Letters(), ["a_3", "a/a_3.JPEG"], "2 of 2 names are there twice: a_3, a/a_3.JPEG"),
+        (Letters(), ["a_3", "a/a_3.JPEG"], "2 of 2 names are duplicates: a_3, a/a_3.JPEG"),
         (Alike(), ["3.png"], "1 of 1 names are the name of several images"),
         (Letters(), [], "no names in it"),
     ],

@@ -118,7 +118,7 @@ def test_an_empty_file_and_another_kind_of_file_are_named(root):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([sample("n01440764_1"), sample("n01440764_1")], "train-0.tar: the key n01440764_1 is there twice"),
+        ([sample("n01440764_1"), sample("n01440764_1")], "train-0.tar: the key n01440764_1 occurs twice"),
         ([("000", {"jpg": jpeg(0)})], "the sample 000 has no label: no 000.cls, no label in 000.json"),
         ([sample("000", label=3)], "the label '3' of 000 is none of the 3"),
         ([sample("000", cls=b"fox")], "the label 'fox' of 000 is none"),

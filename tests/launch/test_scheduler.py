@@ -254,6 +254,6 @@ def test_lines_are_written_where_there_is_no_terminal(tmp_path: Path, monkeypatc
     watcher = RecordingWatcher()
     before = set(threading.enumerate())  # a library that other tests used may keep a thread of its own
     walk(planned("vit"), tmp_path, watcher)
-    assert watcher.lines[0] == "walk: 2 stages, 0 of them are done already"
+    assert watcher.lines[0] == "walk: 2 stages, 0 of them already done"
     assert any("step" in line and "100 images/s, loss 1.5" in line for line in watcher.lines)
     assert set(threading.enumerate()) <= before

@@ -291,5 +291,5 @@ def test_words_of_another_tokenizer_are_not_taken(tmp_path, monkeypatch):
 
 
 def test_a_view_that_does_not_exist_is_refused():
-    with pytest.raises(BenchError, match=r"no pretrain.options.views 'frozen'; there is fixed, random"):
+    with pytest.raises(BenchError, match=r"no pretrain.options.views 'frozen'; available: fixed, random"):
         beit.view(stage(views="frozen"))

@@ -213,7 +213,7 @@ def test_what_learned_without_labels_is_not_scored(tasks, tmp_path):
         (["nothing", "--task", "demo"], "no weights 'nothing' here"),
         (
             ["x", "--task", "demo", "--protocol", "cards"],
-            "no protocol 'cards'; there is card, task.",
+            "no protocol 'cards'; available: card, task.",
         ),
         (["x", "--task", "demo", "--mixed-precision", "fp8"], "--mixed-precision fp8: write no, bf16 or fp16"),
         (["x", "--task", "demo", "--data-dir", "demmo=here"], "no task 'demmo'"),

@@ -237,8 +237,8 @@ def test_a_task_whose_recipes_are_the_papers_departs_from_nothing(folder: Path) 
         ({"supervized.lr": 1}, r"no stage 'supervized'.*Did you mean supervised\?"),
         ({"vitt.supervised.lr": 1}, r"no method 'vitt'.*Did you mean vit\?"),
         ({"model.widht": 1}, r"Did you mean width\?"),
-        ({"pretrain.lr": 1}, r"'pretrain.lr' was set, but no stage has it"),
-        ({"supervised.options.nothing": 1}, r"'supervised.options.nothing' was set, but no stage has it"),
+        ({"pretrain.lr": 1}, r"'pretrain.lr' was set, but no stage has this value"),
+        ({"supervised.options.nothing": 1}, r"'supervised.options.nothing' was set, but no stage has this value"),
         ({"vit.supervised.options.head_bais": 1}, r"Did you mean head_bias\?"),
         ({"supervised.options.head_bias": "low"}, r"options.head_bias = 'low': should be of type float, like 0.0"),
         ({"supervised.epochs": -1}, r"vit, supervised: epochs = -1: input should be greater than 0"),
@@ -247,8 +247,8 @@ def test_a_task_whose_recipes_are_the_papers_departs_from_nothing(folder: Path) 
         ({"supervised.warmup_epochs": 30}, r"warmup_epochs 30 is not less than epochs 20"),
         ({"supervised.warmup_steps": 10**6}, r"warmup_steps 1000000 is not less than the 200 steps"),
         ({"supervised.freeze": True}, r"freeze = true would leave nothing to learn"),
-        ({"model.patch_size": 7}, r"image_size 48 is no multiple of patch_size 7"),
-        ({"model.heads": 5}, r"width 96 is no multiple of heads 5"),
+        ({"model.patch_size": 7}, r"image_size 48 is not a multiple of patch_size 7"),
+        ({"model.heads": 5}, r"width 96 is not a multiple of heads 5"),
         ({"model.image_size": 64}, r"image_size 64 is not the 48 pixels that task mine scores at"),
         ({"supervised": 1}, r"write stage.key"),
     ],
@@ -361,7 +361,9 @@ def test_the_environment_sets_values_and_its_mistakes_are_named() -> None:
     values = from_environment({"BENCH_FINETUNE_LR": "2e-3", "BENCH_PRETRAIN_OPTIONS_HIDDEN_FRACTION": "0.5",
                                "BENCH_MODEL_LAYER_SCALE": "0.1", "BENCH_DATA_DIR": "/data", "PATH": "x"})  # fmt: skip
     assert values == {"finetune.lr": 0.002, "pretrain.options.hidden_fraction": 0.5, "model.layer_scale": 0.1}
-    with pytest.raises(BenchError, match=r"BENCH_FINTUNE_LR in the environment means nothing here. Did you mean"):
+    with pytest.raises(
+        BenchError, match=r"BENCH_FINTUNE_LR in the environment is not a setting of bench. Did you mean"
+    ):
         from_environment({"BENCH_FINTUNE_LR": "1"})
 
 

@@ -40,7 +40,7 @@ def test_a_folder_may_hold_an_equals_sign() -> None:
     [
         ({"study": "demo"}, "not both"),
         ({"tasks": ()}, "--method needs --task"),
-        ({"methods": (), "tasks": ()}, "what is to be compared"),
+        ({"methods": (), "tasks": ()}, "nothing to compare"),
         ({"scale": "tiny"}, "--scale tiny"),
         ({"precision": "fp8"}, "--mixed-precision fp8"),
         ({"unlabelled": "/nowhere"}, "--unlabelled /nowhere: no such folder"),

@@ -73,7 +73,8 @@ def test_a_true_null_is_rarely_called_different() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ("[]", "is no report.json"), ('{"format": 1, "arms": []}', "format 1")]
+    ("text", "message"),
+    [("{", "is not JSON"), ("[]", "is not a report.json"), ('{"format": 1, "arms": []}', "format 1")],
 )
 def test_another_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "report.json").write_text(text)

@@ -83,7 +83,7 @@ def test_the_same_run_does_not_differ(tmp_path: Path) -> None:
 def test_an_arm_is_named_by_its_label_and_an_unclear_name_is_refused(tmp_path: Path) -> None:
     planned(tmp_path, Arm(method="vit"), tasks=("demo", "demo-seg"))
     assert why(diff_arms(tmp_path, "s", ("ViT/demo", "ViT/demo-seg")), "task") == {"varied on purpose"}
-    with pytest.raises(BenchError, match="'ViT' may be ViT/demo, ViT/demo-seg; write more of it"):
+    with pytest.raises(BenchError, match="'ViT' is ambiguous: ViT/demo, ViT/demo-seg; write more of it"):
         diff_arms(tmp_path, "s", ("ViT", "ViT/demo"))
     with pytest.raises(BenchError, match="no arm of s 'Vit2'"):
         diff_arms(tmp_path, "s", ("Vit2", "ViT/demo"))

@@ -257,7 +257,7 @@ def test_runs_are_found_by_the_beginning_of_their_name_or_key(tmp_path: Path, ru
     assert store.find_run(tmp_path, run.root.name) == run
     assert store.find_run(tmp_path, run.root.name.partition("-")[2]) == run
     assert store.find_run(tmp_path, str(run.root)) == run
-    with pytest.raises(BenchError, match="'supervised' is short for"):
+    with pytest.raises(BenchError, match="'supervised' is ambiguous"):
         store.find_run(tmp_path, "supervised")
     with pytest.raises(BenchError, match="no run 'supervized-'"):
         store.find_run(tmp_path, "supervized-")
@@ -268,7 +268,7 @@ def test_a_plan_is_kept_for_the_report(tmp_path: Path) -> None:
     plan = Plan(study=Study(name="mine", arms=()), arms=(), stages={a_stage().key: a_stage()})
     store.save_plan(tmp_path, plan)
     assert store.read_plan(tmp_path, "mine") == plan
-    with pytest.raises(BenchError, match=r"no study that was run 'min'; there is mine. Did you mean mine\?"):
+    with pytest.raises(BenchError, match=r"no study that was run 'min'; available: mine. Did you mean mine\?"):
         store.read_plan(tmp_path, "min")
 
 

@@ -259,7 +259,7 @@ def test_data_that_changed_since_the_plan_are_refused(tmp_path):
 
 
 def test_fewer_processes_than_asked_for_are_noticed(tmp_path):
-    with pytest.raises(BenchError, match="2 processes were asked for, 1 started"):
+    with pytest.raises(BenchError, match="2 processes were requested, but 1 started"):
         train_toy(tmp_path, Toy(), stage(), num_processes=2)
 
 

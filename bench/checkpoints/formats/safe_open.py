@@ -86,7 +86,7 @@ def _pickle_error(path: Path, error: Exception) -> BenchError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     # torch's own message advises to load with weights_only=False, which would run the file.
     why = "it holds neither tensors nor plain data" if "weights_only" in first else first
-    return BenchError(f"{path} is damaged or no file of weights: {why}")
+    return BenchError(f"{path} is damaged or not a file of weights: {why}")
 
 
 def _tensors(values: dict[str, Any]) -> State:

@@ -89,7 +89,7 @@ class AdeScenes:
             height, width = labels.shape
             raise BenchError(
                 f"{self._maps.place(index)} is {width} x {height} pixels, but its image is {image.width} x "
-                f"{image.height}; a map that was resized is no ground truth"
+                f"{image.height}; a resized map is not ground truth"
             )
         return {"image": image, "label": -1, "map": labels}
 

@@ -161,7 +161,7 @@ def _labels(path: Path, width: int, classes: int) -> np.ndarray:
     size, record = path.stat().st_size, width + PIXELS
     if not size or size % record:
         raise BenchError(
-            f"{path} has {size:,} bytes, which is no whole number of records of {record:,}: it is truncated, or "
+            f"{path} has {size:,} bytes, which is not a whole number of records of {record:,}: it is truncated, or "
             f"not of CIFAR-{classes}; download {BINARY[classes].archive}.tar.gz again"
         )
     labels = np.memmap(path, np.uint8, "r").reshape(-1, record)[:, width - 1]

@@ -143,7 +143,7 @@ def _read_flat(tree: Path, root: Path, expected: Classes) -> tuple[Index, list[s
     table = next((folder / SOLUTION for folder in beside if (folder / SOLUTION).is_file()), None)
     if table is None:
         raise BenchError(
-            f"{tree}: the images lie in no class folders, and {SOLUTION}, which has their classes, is missing. "
+            f"{tree}: the images are not in class folders, and {SOLUTION}, which has their classes, is missing. "
             f"It is part of Kaggle's archive: put it into {root}; or sort the images into {tree.name}/<WordNet id>/"
         )
     return flat_folder(tree, table, expected)
@@ -204,7 +204,7 @@ def _missing(root: Path, split: str) -> BenchError:
     for tree in [root / name for name in _folder_names(split) if (root / name).is_dir()]:
         if names := subfolders(tree):
             return BenchError(
-                f"{tree}: its folders, {listed_up_to(names)}, are no classes of ImageNet, which are named by WordNet "
+                f"{tree}: its folders, {listed_up_to(names)}, are not classes of ImageNet, which are named by WordNet "
                 "ids, like n01440764; for classes of your own take the task folder"
             )
     entries = sorted(path.name + "/" * path.is_dir() for path in root.iterdir() if not path.name.startswith("."))

@@ -72,7 +72,7 @@ def _read_solution(table: Path) -> dict[str, str]:
         if not WORDNET_ID.fullmatch(wordnet_id):
             raise BenchError(f"{table}, line {number}: {','.join(row)!r} names no image with a WordNet id")
         if row[0] in class_of:
-            raise BenchError(f"{table}, line {number}: {row[0]} is there twice")
+            raise BenchError(f"{table}, line {number}: {row[0]} occurs twice")
         class_of[row[0]] = wordnet_id
     return class_of
 

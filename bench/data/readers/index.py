@@ -112,7 +112,7 @@ def sort_by_class(index: Index, where: str) -> Index:
         others = int((counts > 1).sum()) - 1
         raise BenchError(
             f"{where}: two images have the name {double.decode()!r} ({' and '.join(places[:2])})"
-            + (f", and {others} more names are there twice" if others else "")
+            + (f", and {others} more names occur twice" if others else "")
             + ". A name stands for one image of a split; remove the copies"
         )
     return index.take(np.lexsort((index.ids, index.labels)))

@@ -124,7 +124,7 @@ def read_samples(shard: Path) -> list[Member]:
                     continue  # a folder, or a hidden file such as ._000.jpg, left by another system
                 if kind.endswith(KINDS):
                     if key in images:
-                        raise BenchError(f"{shard}: the key {key} is there twice; a key stands for one sample")
+                        raise BenchError(f"{shard}: the key {key} occurs twice; a key stands for one sample")
                     images[key] = member
                 elif kind in LABELS:
                     labels[key, kind] = _read_label(archive, member, shard)

@@ -148,9 +148,9 @@ def _plain(name: str) -> str:
 def _custom_classes(names: Sequence[str], where: str) -> Classes:
     for name in names:
         if not WORDNET_ID.fullmatch(name):
-            raise BenchError(f"{where}: {name!r} is no WordNet id, like n01440764")
+            raise BenchError(f"{where}: {name!r} is not a WordNet id, like n01440764")
     if len(set(names)) < len(names):
-        raise BenchError(f"{where}: {next(name for name in names if list(names).count(name) > 1)} is there twice")
+        raise BenchError(f"{where}: {next(name for name in names if list(names).count(name) > 1)} occurs twice")
     return Classes(tuple(sorted(names)), "the list of classes")
 
 

@@ -70,12 +70,12 @@ def parse(text: str) -> Claim:
         raise BenchError(f"the claim {text!r} cannot be read; {HELP}")
     first, second, sign, bound = match.group("first", "second", "sign", "bound")
     if (sign == "~") != (bound == "within") and not (sign != "~" and bound is None):
-        needed = "'within' and how many points" if sign == "~" else "'by' and how many points, or nothing"
-        raise BenchError(f"the claim {text!r}: behind {sign!r} stands {needed}; {HELP}")
+        needed = "'within' and a number of points" if sign == "~" else "'by' and a number of points, or nothing"
+        raise BenchError(f"the claim {text!r}: after {sign!r} write {needed}; {HELP}")
     try:
         margin = float(match["points"] or 0)
     except ValueError:  # '0.5.1' fits the form
-        raise BenchError(f"the claim {text!r}: {match['points']!r} is no number of points") from None
+        raise BenchError(f"the claim {text!r}: {match['points']!r} is not a number of points") from None
     if sign == "<":
         first, second = second, first
     return Claim(text, first, second, sign == "~", margin, match["task"] or "", match["metric"] or "")
@@ -114,10 +114,10 @@ def _arm(claim: Claim, name: str, task: str, plan: Plan) -> PlannedArm:
             return arms[0]
         if arms:
             labels = ", ".join(label_of(arm) for arm in arms)
-            raise BenchError(f"the claim {claim.text!r}: {name!r} may be {labels}; write the label")
+            raise BenchError(f"the claim {claim.text!r}: {name!r} is ambiguous: {labels}; write the label")
     options = list(dict.fromkeys(own for arm in of_task for own in (*_methods(arm), label_of(arm))))
     raise BenchError(
-        f"the claim {claim.text!r}: no arm {name!r} on {task}; there is {', '.join(options)}.{nearest(name, options)}"
+        f"the claim {claim.text!r}: no arm {name!r} on {task}; available: {', '.join(options)}.{nearest(name, options)}"
     )
 
 
