@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.cli.options import CheckpointOptions, StudyOptions
 from bench.config.overrides import parse_set
 from bench.errors import BenchError
@@ -24,11 +26,7 @@ def study_selection(options: StudyOptions) -> StudySelection:
         unlabelled=options.unlabelled,
         labels=options.labels,
         name=options.name,
-        data_dirs=parse_data_dirs(options.data_dir),
-        limit=options.limit,
-        max_unreadable=options.max_unreadable,
-        allow_incomplete=options.allow_incomplete,
-        include=tuple(options.include),
+        **_data_fields(options),
     )
 
 
@@ -41,12 +39,18 @@ def checkpoint_selection(options: CheckpointOptions) -> CheckpointSelection:
         precision=options.mixed_precision,
         partial=options.partial,
         name=options.name,
-        data_dirs=parse_data_dirs(options.data_dir),
-        limit=options.limit,
-        max_unreadable=options.max_unreadable,
-        allow_incomplete=options.allow_incomplete,
-        include=tuple(options.include),
+        **_data_fields(options),
     )
+
+
+def _data_fields(options: StudyOptions | CheckpointOptions) -> dict[str, Any]:
+    return {
+        "data_dirs": parse_data_dirs(options.data_dir),
+        "limit": options.limit,
+        "max_unreadable": options.max_unreadable,
+        "allow_incomplete": options.allow_incomplete,
+        "include": tuple(options.include),
+    }
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:
