@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import pandas as pd
 
 from bench.reporting.analysis import departures, tables
 from bench.reporting.analysis.findings import Findings
@@ -93,13 +95,18 @@ def _crossings(findings: Findings, task: str) -> Table | None:
     return table(f"crossings-{slug(task)}", rows, ("they cross at", "score % there"), folded="Where curves cross")
 
 
-def _area(findings: Findings, task: str) -> Table | None:
-    frame = of_task(findings.area, task)
+def _rows_by_unit(frame: pd.DataFrame, cell: Callable[[Mapping[Any, Any] | None], str]) -> list[dict[str, str]]:
+    """A row per arm with a cell per unit of cost; `cell` gets None where an arm has no value."""
     rows = []
     for _, arm in frame.groupby("arm", sort=False):
         values = {row["unit"]: row for row in arm.to_dict("records")}
-        cells = {UNITS.get(unit, unit): _mean_area(values.get(unit)) for unit in frame["unit"].unique()}
+        cells = {UNITS.get(unit, unit): cell(values.get(unit)) for unit in frame["unit"].unique()}
         rows.append({"arm": columns.name(arm["label"].iloc[0]), **cells})
+    return rows
+
+
+def _area(findings: Findings, task: str) -> Table | None:
+    rows = _rows_by_unit(of_task(findings.area, task), _mean_area)
     return table(f"area-{slug(task)}", rows, list(rows[0])[1:] if rows else (), folded="Area under the curves",
                  caption="Mean score in percent over the range that all arms have in common.")  # fmt: skip
 
@@ -151,12 +158,7 @@ def _best_score(row: Mapping[Any, Any] | None) -> str:
 
 
 def _pareto(findings: Findings, task: str) -> Table | None:
-    frame = of_task(findings.pareto, task)
-    rows = []
-    for _, arm in frame.groupby("arm", sort=False):
-        values = {row["unit"]: row for row in arm.to_dict("records")}
-        cells = {UNITS.get(unit, unit): _front_cost(values.get(unit)) for unit in frame["unit"].unique()}
-        rows.append({"arm": columns.name(arm["label"].iloc[0]), **cells})
+    rows = _rows_by_unit(of_task(findings.pareto, task), _front_cost)
     return table(f"pareto-{slug(task)}", rows, list(rows[0])[1:] if rows else (), folded="Which arms nothing beats",
                  caption="**Bold**: no other arm scores higher for the same cost or less.")  # fmt: skip
 
